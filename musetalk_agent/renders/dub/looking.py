@@ -1,15 +1,17 @@
 """One pass over the footage: cuts are found and faces followed. No frame is kept.
 
-What was seen of half a minute or more, up to a cut, is put aside as a file of its own, `seen/<first frame>.npz`. A worker that
-goes on where another one died begins after the last of them: nothing is carried over a cut, so it sees the same.
+What was seen of half a minute or more, up to a cut, is put aside in files of its own, `seen/<first frame>.npz` and `.f32`. A worker
+that goes on where another one died begins after the last of them: nothing is carried over a cut, so it sees the same.
 """
 
 from __future__ import annotations
 
 import math
 import secrets
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.avatars.face import POINTS, FaceNet, Points
+from musetalk_agent.avatars.face import FaceNet
 from musetalk_agent.avatars.face_picture import cut_face
 from musetalk_agent.avatars.face_track import MOUTH_CHECK_EVERY, head_angles
 from musetalk_agent.avatars.identity import Descriptor, FaceDescriber, mean_descriptor
@@ -58,11 +60,12 @@ def look_at(
     going_on = _next_stamp(aside)
     if not stamps or going_on is not None:
         watch = _Watch(net, describer, aside, len(stamps))
-        for frame in footage.frames(len(stamps), [*stamps, going_on] if going_on is not None else ()):
-            _check_length(frame.stamp - first.stamp, footage.limits.video_seconds)
-            watch.push(frame)
-            progress(watch.pushed)
-        watch.finish()
+        with closing(watch):
+            for frame in footage.frames(len(stamps), [*stamps, going_on] if going_on is not None else ()):
+                _check_length(frame.stamp - first.stamp, footage.limits.video_seconds)
+                watch.push(frame)
+                progress(watch.pushed)
+            watch.finish()
     return _whole(aside, made, first)
 
 
@@ -114,7 +117,8 @@ def _whole(aside: Path, made: Path, first: FootageFrame) -> Look:
     numbers, last = 0, Fraction(0)
     with (made / MESHES_FILE).open("wb") as meshes:
         for part in _parts(aside):
-            meshes.write(np.ascontiguousarray(part.arrays.pop("meshes"), np.float32).tobytes())
+            with (aside / f"{len(stamps):09d}.f32").open("rb") as stored:
+                shutil.copyfileobj(stored, meshes)
             part.arrays["number"] += numbers
             numbers += len(part.arrays["described"])
             stamps += part.stamps
@@ -179,14 +183,20 @@ class _Watch:
             self._take(cut)
         self._put_aside(None)
 
+    def close(self) -> None:
+        """Drops what was not put aside. Safe to call twice."""
+        self._meshes.close()
+        self._spool.unlink(missing_ok=True)
+
     def _begin_part(self) -> None:
         self._begin = self._done
+        self._spool = self._aside / f".{self._begin:09d}.{secrets.token_hex(4)}.f32"
+        self._meshes = self._spool.open("wb")
         self._follower = FaceFollower(self._net)
         self._stamps: list[Fraction] = []
         self._last_duration = Fraction(0)
         self._cuts: list[int] = []
         self._rows: list[tuple[float, ...]] = []
-        self._meshes: list[Points] = []
         self._seen: dict[int, int] = {}
         self._descriptors: dict[int, list[Descriptor]] = {}
 
@@ -214,7 +224,7 @@ class _Watch:
             evidence = self._net.mouth_evidence(np.ascontiguousarray(bgr[..., ::-1]), seen.face)
         turn, nod = (float(v) for v in head_angles(points[None])[0])
         self._rows.append((self._done, seen.number, aperture_of(points), seen.face.width, turn, nod, evidence))
-        self._meshes.append(points)
+        self._meshes.write(np.ascontiguousarray(points, np.float32).tobytes())
 
     def _put_aside(self, following: Fraction | None) -> None:
         rows = np.array(self._rows, np.float64).reshape(-1, 2 + len(COLUMNS))
@@ -227,9 +237,10 @@ class _Watch:
             "frame": rows[:, 0].astype(np.int64),
             "number": rows[:, 1].astype(np.int64),
             "described": np.stack(described) if described else np.zeros((0, 1), np.float32),
-            "meshes": np.array(self._meshes, np.float32).reshape(-1, POINTS, 2),
             **{name: rows[:, 2 + k].astype(np.float32) for k, name in enumerate(COLUMNS)},
         }
+        self._meshes.close()
+        self._spool.replace(self._aside / f"{self._begin:09d}.f32")
         made = self._aside / f".{self._begin:09d}.{secrets.token_hex(4)}"
         try:
             with made.open("wb") as file:

@@ -66,8 +66,9 @@ def test_a_look_that_died_goes_on_after_the_last_cut_it_put_aside(
     assert set(range(10)) <= set(whole.frame.tolist())
     with pytest.raises(Died):
         made(film, tmp_path / "aside", tmp_path / "died", net, until=38)
-    kept = sorted(path.name for path in (tmp_path / "aside").iterdir())
+    kept = sorted(path.name for path in (tmp_path / "aside").glob("*.npz"))
     assert kept == ["000000000.npz"] or kept == ["000000000.npz", "000000020.npz"]
+    assert len(list((tmp_path / "aside").iterdir())) == 2 * len(kept), "nothing half done is left"
     first = 20 * len(kept)
     again, frames = made(film, tmp_path / "aside", tmp_path / "again", net)
     assert frames == list(range(first + 1, 51))
