@@ -31,9 +31,9 @@ from musetalk_agent.engines.pattern import pattern_bundle
 from musetalk_agent.errors import EngineFailed, EngineUnavailable
 from musetalk_agent.media.pipeline import Pipeline
 from musetalk_agent.media.player import PlayerOutputs
-from musetalk_agent.protocol.avatar_library import AgentPrepareRequest
 from musetalk_agent.protocol.avatar_settings import AvatarSettings
 from musetalk_agent.protocol.http import AgentAvatarRequest, AgentStartRequest, Picture, VoiceSource
+from musetalk_agent.protocol.preparation_messages import AgentPrepareRequest
 from musetalk_agent.publishers.base import Publisher
 from musetalk_agent.session.session import LEAVE_S, RELEASE_S, Session
 from musetalk_agent.tasks import Step, in_thread, tear_down

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from musetalk_agent.admission.costs import Demand
 from musetalk_agent.admission.machine import Host
 from musetalk_agent.admission.speed import slowness
-from musetalk_agent.admission.terms import Look, MemoryTerm, Pacing, Processor
+from musetalk_agent.admission.terms import MemoryTerm, Pacing, Processor, SessionLoad
 from musetalk_agent.clock import Clock
 from musetalk_agent.protocol.http import CapacityLimit
 from musetalk_agent.tasks import in_thread
@@ -97,7 +97,9 @@ class Admission:
         steady = spoken_before.keys() == spoken.keys() and not scene.starting and not was_starting
         if steady and now > at:
             looks = [
-                Look(one.demand, min(1.0, (one.spoken - spoken_before[one.session_id]) / (one.demand.fps * (now - at))))
+                SessionLoad(
+                    one.demand, min(1.0, (one.spoken - spoken_before[one.session_id]) / (one.demand.fps * (now - at)))
+                )
                 for one in scene.running
             ]
             self._processor.observe((used - used_before) / (now - at), looks)

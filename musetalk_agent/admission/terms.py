@@ -41,7 +41,7 @@ class Steady:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class SessionLoad:
     """One session over the time since the look before: what it asks for, and the share of the time in which it spoke (0 … 1)."""
 
     demand: Demand
@@ -68,7 +68,7 @@ class Processor:
         """How slow this machine is by the one of the table, as a measurement at the start says."""
         self._factor = Steady(_within(_FACTORS, factor))
 
-    def observe(self, cores_used: float, looks: Sequence[Look]) -> None:
+    def observe(self, cores_used: float, looks: Sequence[SessionLoad]) -> None:
         """What the process used on average while exactly these sessions were there."""
         expected = sum(look.demand.cores * (IDLE_SHARE + (1 - IDLE_SHARE) * look.speaking) for look in looks)
         if expected >= _LEAST_CORES:

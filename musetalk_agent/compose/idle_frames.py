@@ -11,7 +11,7 @@ from typing import Generic
 from musetalk_agent.clock import Clock
 from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.idle import LoopCursor
-from musetalk_agent.compose.timeline import F, Look, Timeline
+from musetalk_agent.compose.timeline import F, ShownFrame, Timeline
 from musetalk_agent.media_types import VideoFrame
 
 
@@ -26,7 +26,7 @@ def load_idle(compositor: Compositor, idle_index: int) -> VideoFrame:
     return frame
 
 
-def load_look(look: Look[F]) -> VideoFrame:
+def load_look(look: ShownFrame[F]) -> VideoFrame:
     """The same for what is shown at a position, which may be between two clips."""
     frame = load_idle(look.face.compositor, look.idle_index)
     leaving = look.leaving
@@ -55,7 +55,7 @@ class IdleFrames(Generic[F]):
         self._timeline, self._cursor = timeline, cursor
         self._clock, self._executor = clock, executor
         self._shown = timeline.at(max(0, cursor.shown)), first
-        self._next: tuple[Look[F], asyncio.Future[VideoFrame]] | None = None
+        self._next: tuple[ShownFrame[F], asyncio.Future[VideoFrame]] | None = None
         self.late = 0
 
     def prepare(self) -> None:

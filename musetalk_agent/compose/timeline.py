@@ -12,18 +12,18 @@ from musetalk_agent.media_types import VideoFrame
 
 
 @dataclass(frozen=True, eq=False)
-class Face:
+class ShownClip:
     """A clip that can be shown: `frames` of them, and what composes them. Two faces are never equal."""
 
     compositor: Compositor
     frames: int
 
 
-F = TypeVar("F", bound=Face)
+F = TypeVar("F", bound=ShownClip)
 
 
 @dataclass(frozen=True)
-class Look(Generic[F]):
+class ShownFrame(Generic[F]):
     """What is shown at a position: a frame of a face, and while one glides into it what goes away."""
 
     face: F
@@ -40,7 +40,7 @@ class Leaving(Generic[F]):
     share: float
     fade: Crossfade
 
-    def mixed(self, before: VideoFrame, after: VideoFrame, look: Look[F]) -> VideoFrame:
+    def mixed(self, before: VideoFrame, after: VideoFrame, look: ShownFrame[F]) -> VideoFrame:
         """The picture between this frame and that of `look`, both composed. Call it in a thread."""
         old, new = (each.face.compositor.face(each.idle_index) for each in (self, look))
         return self.fade.between(before, after, self.share, old, new)
@@ -100,16 +100,16 @@ class Timeline(Generic[F]):
         """Every face that may still be shown."""
         return {span.face for span in self._spans} | {self.home}
 
-    def at(self, position: int) -> Look[F]:
+    def at(self, position: int) -> ShownFrame[F]:
         """What is shown at `position` (≥ 0)."""
         at = max((k for k, span in enumerate(self._spans) if span.begin <= position), default=0)
         span = self._spans[at]
         index = span.index(max(position, span.begin))
         if at == 0 or position >= span.settled:
-            return Look(span.face, index)
+            return ShownFrame(span.face, index)
         before = self._spans[at - 1]
         share = (position - span.begin + 1) / (span.fade + 1)
-        return Look(span.face, index, Leaving(before.face, before.index(position), share, span.crossfade))
+        return ShownFrame(span.face, index, Leaving(before.face, before.index(position), share, span.crossfade))
 
     def settled(self, position: int) -> int:
         """The first position from this one on at which no passage that has begun by then is under way."""

@@ -24,7 +24,7 @@ _PAUSE_S = 0.7
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
+class FilmWord:
     """A word, or a clause where words are not known, and when it is heard: seconds of the film."""
 
     text: str
@@ -33,7 +33,7 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True)
-class Caption:
+class FilmCaption:
     """What is shown from one second to another, in lines."""
 
     lines: tuple[str, ...]
@@ -41,50 +41,50 @@ class Caption:
     end: float
 
 
-def film_words(folder: Path, transcript: str | None, sound: Path) -> list[Word]:
+def film_words(folder: Path, transcript: str | None, sound: Path) -> list[FilmWord]:
     """The words of a render: of `words.json` in its folder, else of a transcript of its sound; none where neither is known.
 
     Raises AudioUnreadable; WeightsMissing.
     """
     with suppress(FileNotFoundError, ValueError, TypeError):
         return [
-            Word(str(text), float(begin), float(end))
+            FilmWord(str(text), float(begin), float(end))
             for text, begin, end in json.loads((folder / WORDS_FILE).read_bytes())
         ]
     if transcript is None:
         return []
     found = word_times(transcript, mono(AudioFile.open(sound), FEATURE_RATE), MouthNetwork.load(default_weights()))
-    return [Word(*word) for word in found or ()]
+    return [FilmWord(*word) for word in found or ()]
 
 
-def captions(words: Sequence[Word], film_s: float) -> list[Caption]:
+def captions(words: Sequence[FilmWord], film_s: float) -> list[FilmCaption]:
     """Groups words into captions of at most two lines; what is heard after the film's end is left out."""
-    groups: list[list[Word]] = []
+    groups: list[list[FilmWord]] = []
     for word in words:
         text = " ".join(word.text.split())
         if not text or word.begin >= film_s:
             continue
-        heard = Word(text, word.begin, word.end)
+        heard = FilmWord(text, word.begin, word.end)
         if groups and _goes_with(groups[-1], heard):
             groups[-1].append(heard)
         else:
             groups.append([heard])
-    found: list[Caption] = []
+    found: list[FilmCaption] = []
     for k, group in enumerate(groups):
         after = groups[k + 1][0].begin if k + 1 < len(groups) else film_s
         end = min(max(group[-1].end, group[0].begin + _SHORTEST_S), max(after, group[0].begin + 0.1), film_s)
-        found.append(Caption(tuple(_lines(group)), group[0].begin, end))
+        found.append(FilmCaption(tuple(_lines(group)), group[0].begin, end))
     return found
 
 
-def _goes_with(group: list[Word], word: Word) -> bool:
+def _goes_with(group: list[FilmWord], word: FilmWord) -> bool:
     last = group[-1]
     if word.begin - last.end > _PAUSE_S or word.end - group[0].begin > _LONGEST_S or last.text[-1] in ".!?…。！？":
         return False
     return len(_lines([*group, word])) <= _LINES
 
 
-def _lines(group: Sequence[Word]) -> list[str]:
+def _lines(group: Sequence[FilmWord]) -> list[str]:
     lines: list[str] = []
     for word in group:
         if lines and len(lines[-1]) + 1 + len(word.text) <= _LINE:
@@ -94,7 +94,7 @@ def _lines(group: Sequence[Word]) -> list[str]:
     return lines
 
 
-def srt(shown: Sequence[Caption]) -> str:
+def srt(shown: Sequence[FilmCaption]) -> str:
     """SubRip."""
     parts = [
         f"{number}\n{_time(each.begin, ',')} --> {_time(each.end, ',')}\n" + "\n".join(each.lines) + "\n"
@@ -103,7 +103,7 @@ def srt(shown: Sequence[Caption]) -> str:
     return "\n".join(parts)
 
 
-def vtt(shown: Sequence[Caption]) -> str:
+def vtt(shown: Sequence[FilmCaption]) -> str:
     """WebVTT (W3C)."""
     parts = [
         f"{_time(each.begin, '.')} --> {_time(each.end, '.')}\n"
@@ -114,7 +114,7 @@ def vtt(shown: Sequence[Caption]) -> str:
     return "\n".join(["WEBVTT\n", *parts])
 
 
-def write_captions(shown: Sequence[Caption], folder: Path) -> None:
+def write_captions(shown: Sequence[FilmCaption], folder: Path) -> None:
     """Writes `result.srt` and `result.vtt`, each whole. Raises OSError."""
     for suffix, text in zip(CAPTION_SUFFIXES, (srt(shown), vtt(shown)), strict=True):
         made = folder / f".captions.{suffix}"

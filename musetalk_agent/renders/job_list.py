@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,15 +175,16 @@ async def _ordered(jobs: list[FilmJob], path: Path, folder: RenderFolder, settin
                 folder.delete(film.render_id)  # it is tried again
             order = RenderOrder(render_id=film.render_id, key="", created_at=time.time(), request=request)
             if folder.create(order):
-                try:
+                with ExitStack() as failed:
+                    failed.callback(
+                        folder.delete, film.render_id
+                    )  # without its files it would be taken for one that goes on
                     write_sound(job.audio, folder.path(film.render_id) / "voice.wav", LONGEST_S)
                     if job.dub is not None:
                         _bring(job.dub, folder.path(film.render_id) / "dub" / "footage")
                         if isinstance(job.keep_background_audio, Path):
                             _bring(job.keep_background_audio, folder.path(film.render_id) / "dub" / "stem")
-                except BaseException:  # without its files the order would be taken for one that goes on
-                    folder.delete(film.render_id)
-                    raise
+                    failed.pop_all()
             films.append(film)
     finally:
         library.close()

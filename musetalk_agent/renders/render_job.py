@@ -36,9 +36,9 @@ from musetalk_agent.protocol.renders import (
     RenderState,
 )
 from musetalk_agent.renders.dub.dub_job import DubJob
-from musetalk_agent.renders.dub.look import Look
+from musetalk_agent.renders.dub.footage_scan import FootageScan
 from musetalk_agent.renders.fetching import SOUND, fetch_file
-from musetalk_agent.renders.film_captions import Caption, captions, film_words, write_captions
+from musetalk_agent.renders.film_captions import FilmCaption, captions, film_words, write_captions
 from musetalk_agent.renders.film_parts import FilmClock, PartWriter, join, part_writer
 from musetalk_agent.renders.part_making import RenderStopped, make_parts, runs, stretch_of
 from musetalk_agent.renders.sounds import FeatureSound, Sound, write_sound
@@ -236,7 +236,7 @@ class RenderJobs:
         sound, clock = Sound.open(self._path(order) / "sound.wav"), FilmClock.steady(plan.fps, plan.frames)
         if order.request.video_url is not None:
             own = self._dub(order).own
-            sound, clock = Sound.open(own / "film.wav"), Look.load(own).clock
+            sound, clock = Sound.open(own / "film.wav"), FootageScan.load(own).clock
         join([folder / f"{part:06d}.{suffix}" for part in range(plan.parts)], sound, order.request.format, clock, made)
         shown = self._captions(order, float(clock.seconds))
         return RenderEnd(
@@ -248,7 +248,7 @@ class RenderJobs:
             judge=self._judged(order, made) if order.request.judge else None,
         )
 
-    def _captions(self, order: RenderOrder, film_s: float) -> list[Caption]:
+    def _captions(self, order: RenderOrder, film_s: float) -> list[FilmCaption]:
         """Writes the film's captions; none where its words are not known, or cannot be aligned: the film is no worse for that."""
         folder = self._path(order)
         try:

@@ -28,12 +28,12 @@ from musetalk_agent.protocol import traces
 from musetalk_agent.protocol.http import VERSION, WARMING, AgentHealth
 from musetalk_agent.protocol.http_server import TimedHttp
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from musetalk_agent.service.avatar_routes import router as avatar_router
 from musetalk_agent.service.film_routes import router as film_router
 from musetalk_agent.service.key_check import AgentAuthMiddleware, KeyChecker, problem_response
 from musetalk_agent.service.link_server import LinkServer
 from musetalk_agent.service.live_judge import LiveJudge
 from musetalk_agent.service.live_sessions import LiveSessions
+from musetalk_agent.service.preparation_routes import router as avatar_router
 from musetalk_agent.service.render_workers import RenderWorkers
 from musetalk_agent.service.routes import router
 from musetalk_agent.service.warmup import WarmUp

@@ -34,9 +34,7 @@ class WarmUp:
         self._begun = time.monotonic()
         try:
             await self._start()
-        except (
-            Exception
-        ) as error:  # the task's boundary: drivers raise anything, and the port would stay open for nothing
+        except Exception as error:  # the task's boundary: drivers raise anything, and the port would stay open
             log.exception("the agent cannot start")
             self.error = error
             self.on_failed()

@@ -181,15 +181,13 @@ async def check_engine(machine: DoctorMachine) -> Check:
     begun = time.monotonic()
     try:
         pool = EnginePool(machine.settings, machine.store)
-    except Exception as error:  # noqa: BLE001 - what the agent would end with
+        try:
+            await pool.start()
+            return _of(pool, machine, time.monotonic() - begun)
+        finally:
+            await pool.aclose()
+    except Exception as error:  # noqa: BLE001 - what the agent would end with: drivers raise anything
         return Check("engine", f"the agent would not start: {error}", "see above, or AGENT_ENGINE=auto")
-    try:
-        await pool.start()
-        return _of(pool, machine, time.monotonic() - begun)
-    except Exception as error:  # noqa: BLE001 - an engine's boundary: drivers raise anything
-        return Check("engine", f"the agent would not start: {error}", "see above, or AGENT_ENGINE=auto")
-    finally:
-        await pool.aclose()
 
 
 def _of(pool: EnginePool, machine: DoctorMachine, took_s: float) -> Check:

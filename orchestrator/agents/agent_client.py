@@ -14,7 +14,6 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from musetalk_agent.protocol import traces
-from musetalk_agent.protocol.avatar_library import AgentPrepareRequest, PreparedAvatar, PrepareLine
 from musetalk_agent.protocol.http import (
     FILM_ENTRY,
     FILM_LOG,
@@ -30,6 +29,7 @@ from musetalk_agent.protocol.http import (
     PublisherMode,
     PublisherRequest,
 )
+from musetalk_agent.protocol.preparation_messages import AgentPrepareRequest, PreparedAvatar, PrepareLine
 from musetalk_agent.protocol.problems import ErrorCode, Problem, ProblemError
 
 _CALL_TIMEOUT_S = 5.0

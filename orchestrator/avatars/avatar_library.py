@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -336,13 +336,15 @@ class Avatars:
     @asynccontextmanager
     async def _unless_kept(self, source: str) -> AsyncIterator[None]:
         """Removes a clip that no avatar has when what is done with it fails."""
-        try:
+        async with AsyncExitStack() as failed:
+            failed.push_async_callback(self._drop_unused, source)
             yield
-        except BaseException:
-            async with self._changing:
-                used = {each for record in await self.all() for each in record.sources}
-                await _disk(self._folder.remove_sources, {source} - used)
-            raise
+            failed.pop_all()
+
+    async def _drop_unused(self, source: str) -> None:
+        async with self._changing:
+            used = {each for record in await self.all() for each in record.sources}
+            await _disk(self._folder.remove_sources, {source} - used)
 
     async def _added(self, record: AvatarRecord) -> AvatarRecord:
         """Stores it and begins to prepare it; one of the same id and body is that one. Raises `idempotency_conflict`."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from musetalk_agent.protocol.avatar_library import AgentPrepareRequest, PreparedAvatar
 from musetalk_agent.protocol.http import AvatarSource
+from musetalk_agent.protocol.preparation_messages import AgentPrepareRequest, PreparedAvatar
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentClient, AgentLease
 from orchestrator.agents.pool import AgentPool

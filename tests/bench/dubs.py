@@ -31,7 +31,7 @@ from musetalk_agent.protocol.render_queue import RenderTicket
 from musetalk_agent.protocol.renders import RenderFolder, RenderFormat, RenderOrder, RenderRequest, new_render_id
 from musetalk_agent.renders.dub import dub_job
 from musetalk_agent.renders.dub.footage import Footage, FootageFrame, footage_limits
-from musetalk_agent.renders.dub.look import Look
+from musetalk_agent.renders.dub.footage_scan import FootageScan
 from musetalk_agent.renders.render_job import RenderJobs
 from tests.bench.dub_footage import FPS, RATE, SIZE, Clip, Shot, read_clip, write
 
@@ -84,7 +84,7 @@ def speaks_at(voice: np.ndarray, frames: int) -> np.ndarray:
     return np.where(index < len(said), said[np.minimum(index, len(said) - 1)], False)
 
 
-def figures(shots: list[Shot], seen: Comparison, speaks: np.ndarray, look: Look) -> dict[str, Any]:
+def figures(shots: list[Shot], seen: Comparison, speaks: np.ndarray, look: FootageScan) -> dict[str, Any]:
     """The bench's figures."""
     cuts, with_face = set(look.cuts.tolist()), set(look.frame.tolist())
     untouched = [k for shot in shots if shot.kind in ("black", "title", "listens") for k in shot.frames]
@@ -121,7 +121,9 @@ def figures(shots: list[Shot], seen: Comparison, speaks: np.ndarray, look: Look)
     }
 
 
-async def dub(footage: Path, voice: np.ndarray, root: Path, out: Path | None) -> tuple[Comparison, Look, float, str]:
+async def dub(
+    footage: Path, voice: np.ndarray, root: Path, out: Path | None
+) -> tuple[Comparison, FootageScan, float, str]:
     """Makes the dub in this process; returns what was compared, what was seen, seconds, and the engine."""
     factory = Factory(AgentSettings(agent_api_key=SecretStr("k"), engine="warp", cache_dir=root / "cache"))
     await factory.start()
@@ -161,7 +163,7 @@ async def dub(footage: Path, voice: np.ndarray, root: Path, out: Path | None) ->
     try:
         jobs = RenderJobs(factory, folder, put, turn)
         await jobs.do(RenderTicket(render_id=render_id))
-        look = Look.load(own)
+        look = FootageScan.load(own)
         while tickets:
             await jobs.do(tickets.pop(0))
     finally:

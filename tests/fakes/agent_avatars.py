@@ -11,8 +11,8 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.responses import Response, StreamingResponse
 
-from musetalk_agent.protocol.avatar_library import AgentPrepareRequest, PreparedAvatar, PrepareLine
 from musetalk_agent.protocol.http import AgentActionRequest, AgentAvatarRequest, AvatarReport
+from musetalk_agent.protocol.preparation_messages import AgentPrepareRequest, PreparedAvatar, PrepareLine
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 
 POSTER = b"\xff\xd8 a poster"

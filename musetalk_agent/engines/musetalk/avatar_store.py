@@ -20,7 +20,7 @@ from musetalk_agent.protocol.avatar_settings import DEFAULTS, AvatarSettings, Bl
 
 LOUDEST = np.float32(1.65)
 """Upper end of whisper's scaled mel values: a full-scale square wave gives 1.64 at most."""
-Look = tuple[Blend, float]
+DrawnWith = tuple[Blend, float]
 """The settings on which an idle mouth depends: `blend` and `sharpen`."""
 SPARE_BYTES = 128 << 20
 """Latents kept of avatars without a session, in case they come back: 8,192 idle frames of 16 KiB."""
@@ -33,7 +33,7 @@ class Avatar:
     artefacts: MuseTalkArtefacts
     latents: Tensor
     sessions: int = 0
-    idle: dict[Look, dict[int, Patch]] = field(default_factory=dict)
+    idle: dict[DrawnWith, dict[int, Patch]] = field(default_factory=dict)
     """Of a clip that talks by itself: its idle frames with the mouth that the network makes of silence, as far as they are made,
     for sessions of the same look."""
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.media_types import Feature, Patch, VideoFrame
 from musetalk_agent.renders.dub.footage import Footage, FootageFrame
-from musetalk_agent.renders.dub.look import Look
+from musetalk_agent.renders.dub.footage_scan import FootageScan
 from musetalk_agent.renders.dub.takes import Take, put_mouth
 from musetalk_agent.renders.talking_frames import LEAD_FRAMES, Mouth, Talker, mouths
 
@@ -39,7 +39,7 @@ class Actor:
 class FrameReader:
     """Footage that is read in threads, one after the other. `close` waits for a frame that is being decoded."""
 
-    def __init__(self, footage: Footage, look: Look, start: int) -> None:
+    def __init__(self, footage: Footage, look: FootageScan, start: int) -> None:
         self._frames: Iterator[FootageFrame] = footage.frames(start, look.stamps)
         self._lock = threading.Lock()
         self._closed = False
@@ -58,12 +58,12 @@ class FrameReader:
                 close()
 
 
-def grid_of(look: Look, frames: range) -> NDArray[np.int64]:
+def grid_of(look: FootageScan, frames: range) -> NDArray[np.int64]:
     """Which frame of an even rate each frame of the footage has the sound of: int64 `[n]`."""
     return np.asarray(np.rint(look.times[frames.start : frames.stop] * look.rate), np.int64)
 
 
-def heard_stretch(look: Look, frames: range) -> range:
+def heard_stretch(look: FootageScan, frames: range) -> range:
     """The frames of an even rate whose sound a stretch of footage needs."""
     first = max(0, frames.start - LEAD_FRAMES)
     grid = grid_of(look, range(first, frames.stop))
@@ -71,7 +71,7 @@ def heard_stretch(look: Look, frames: range) -> range:
 
 
 async def dub_frames(
-    footage: Footage, look: Look, actors: list[Actor], frames: range, decided: Decided
+    footage: Footage, look: FootageScan, actors: list[Actor], frames: range, decided: Decided
 ) -> AsyncGenerator[VideoFrame, None]:
     """Frames of the footage in order, spoken where a mouth was changed. Closing the iterator drops what was begun.
 
@@ -106,7 +106,7 @@ async def dub_frames(
 class _Playing:
     """An actor's patches in a stretch."""
 
-    def __init__(self, actor: Actor, look: Look, stretch: range, decided: Decided) -> None:
+    def __init__(self, actor: Actor, look: FootageScan, stretch: range, decided: Decided) -> None:
         take, session = actor.take, actor.talker.session
         self.actor = actor
         self.frames = range(max(stretch.start, take.frames.start), min(stretch.stop, take.frames.stop))

@@ -5,7 +5,7 @@ renders/<render_id>/dub/
     film.wav        the film's sound
     look.npz, meshes.f32
                     what the footage shows (`look`)
-    seen/           what is done of the first look (`looking`)
+    seen/           what is done of the first look (`scanning`)
     speaks.npy      whose mouths are changed, a bool for each row of the look
 """
 
@@ -42,8 +42,8 @@ from musetalk_agent.protocol.renders import RenderPlan, RenderRequest
 from musetalk_agent.renders.dub import background, speakers
 from musetalk_agent.renders.dub.dub_frames import Actor, Decided, dub_frames, heard_stretch
 from musetalk_agent.renders.dub.footage import Footage, FootageFrame, footage_limits
-from musetalk_agent.renders.dub.look import LOOK_FILE, MESHES_FILE, Look
-from musetalk_agent.renders.dub.looking import look_at
+from musetalk_agent.renders.dub.footage_scan import LOOK_FILE, MESHES_FILE, FootageScan
+from musetalk_agent.renders.dub.scanning import look_at
 from musetalk_agent.renders.dub.takes import Take, takes_of, write_clips
 from musetalk_agent.renders.fetching import STEM, VIDEO, Source, fetch_file
 from musetalk_agent.renders.film_parts import PartWriter, part_writer
@@ -96,7 +96,7 @@ class DubJob:
         """The video."""
         return Footage(self.own / "footage", self.limits)
 
-    async def prepare(self, sound: Sound) -> tuple[Look, list[int], dict[str, Any]]:
+    async def prepare(self, sound: Sound) -> tuple[FootageScan, list[int], dict[str, Any]]:
         """Fetches, looks, decides, and writes the film's sound. Returns what is seen, the tickets' first frames, what was found.
 
         Raises ProblemError; RenderStopped; AudioUnreadable; OSError. Cancelling leaves what is whole.
@@ -115,9 +115,9 @@ class DubJob:
         await asyncio.to_thread(_save, self.own / "speaks.npy", speaks)
         return look, ticket_starts(look), _found(look, chosen, speaks)
 
-    async def _looked(self) -> Look:
+    async def _looked(self) -> FootageScan:
         try:
-            return await asyncio.to_thread(Look.load, self.own)
+            return await asyncio.to_thread(FootageScan.load, self.own)
         except FileNotFoundError:
             pass
         loop, gone = asyncio.get_running_loop(), threading.Event()
@@ -130,7 +130,7 @@ class DubJob:
                 self.looked(done / max(done, expected))
                 asyncio.run_coroutine_threadsafe(_awaited(self.may_go_on()), loop).result()
 
-        def work() -> Look:
+        def work() -> FootageScan:
             with _scratch(self.own) as made:
                 net, people = FaceNet(self.factory.models), describer(self.factory.models)
                 look = look_at(self.footage, self.own / "seen", made, net, people, progress)
@@ -148,7 +148,7 @@ class DubJob:
         finally:
             gone.set()
 
-    def _heard(self, look: Look) -> Heard | None:
+    def _heard(self, look: FootageScan) -> Heard | None:
         """What the footage's own sound asks of mouths, on the film's time line; None where it has none."""
         try:
             return _hear(self.own / "footage", -float(look.start))
@@ -161,7 +161,7 @@ class DubJob:
         detector = engines.batcher(engines.resolve(self.request.engine)).engine.features.detector()
         return np.array([said for piece in _mono(AudioFile.open(sound.path)) for said in detector.push(piece)], bool)
 
-    async def _write_sound(self, look: Look, sound: Sound, heard: Heard | None, said: Flags) -> None:
+    async def _write_sound(self, look: FootageScan, sound: Sound, heard: Heard | None, said: Flags) -> None:
         kept, under = self.request.keep_background_audio, None
         if isinstance(kept, str):
             if not (self.own / "stem").exists():
@@ -188,7 +188,7 @@ class DubJob:
 
         Raises FramesFailed; ProblemError; RenderStopped; AgentError of the engine; OSError. Cancelling leaves what is finished.
         """
-        look = await asyncio.to_thread(Look.load, self.own)
+        look = await asyncio.to_thread(FootageScan.load, self.own)
         speaks = await asyncio.to_thread(np.load, self.own / "speaks.npy")
         whole = stretch_of(plan, span)
         takes = await asyncio.to_thread(takes_of, look, self.own, speaks, whole)
@@ -208,7 +208,7 @@ class DubJob:
                 for actor in actors:
                     actor.talker.session.close()
 
-    async def _clips(self, look: Look, takes: list[Take], start: int, folder: Path) -> list[Bundle]:
+    async def _clips(self, look: FootageScan, takes: list[Take], start: int, folder: Path) -> list[Bundle]:
         gone = threading.Event()
 
         def frames() -> Iterator[FootageFrame]:
@@ -225,7 +225,7 @@ class DubJob:
         finally:
             gone.set()
 
-    def _frames(self, start: int, look: Look) -> Generator[FootageFrame]:
+    def _frames(self, start: int, look: FootageScan) -> Generator[FootageFrame]:
         yield from self.footage.frames(start, look.stamps)
 
     async def _cast(self, engine: str, take: Take, bundle: Bundle, actors: list[Actor]) -> None:
@@ -240,7 +240,9 @@ class DubJob:
         actors.append(Actor(take, bundle, talker))
         await talker.close_idle_mouths()
 
-    async def _make_run(self, plan: RenderPlan, look: Look, actors: list[Actor], run: range, decided: Decided) -> None:
+    async def _make_run(
+        self, plan: RenderPlan, look: FootageScan, actors: list[Actor], run: range, decided: Decided
+    ) -> None:
         made = self.request.format
 
         def writer(path: Path, first: int) -> PartWriter:
@@ -249,14 +251,14 @@ class DubJob:
         source = dub_frames(self.footage, look, actors, stretch_of(plan, run), decided)
         await make_parts(self.folder / "parts", plan, run, source, writer, made.suffix, self.may_go_on)
 
-    def _decided(self, features: FeatureExtractor, look: Look, heard: range, cues: list[Cue]) -> Decided:
+    def _decided(self, features: FeatureExtractor, look: FootageScan, heard: range, cues: list[Cue]) -> Decided:
         with closing(FeatureSound(Sound.open(self.folder / "sound.wav"))) as reader:
             offset_ms = self.request.avatar_settings.av_offset_ms
             made = decide(features, look.rate, offset_ms, heard, reader.read, cues)
             return Decided(first_heard(heard.start, look.rate), made)
 
 
-def ticket_starts(look: Look) -> list[int]:
+def ticket_starts(look: FootageScan) -> list[int]:
     """The frames at which tickets begin: whole shots as far as `TICKET_S` holds them, longer ones in equal pieces."""
     most = TICKET_S * look.rate
     bounds = [*look.cuts.tolist(), look.frames]
@@ -289,7 +291,7 @@ def _opened(stem: Path) -> AudioFile:
         raise ProblemError(ErrorCode.AUDIO_UNREADABLE, text, field="keep_background_audio") from error
 
 
-def _in_spoken_shots(look: Look, said: Flags) -> Flags:
+def _in_spoken_shots(look: FootageScan, said: Flags) -> Flags:
     """Rows in shots that the new voice is heard in: bool `[m]`."""
     step_s = STEP / FEATURE_RATE
     times = np.append(look.times, float(look.clock.seconds))
@@ -301,7 +303,7 @@ def _in_spoken_shots(look: Look, said: Flags) -> Flags:
     return np.asarray(spoken[look.shot_of(look.frame)], bool)
 
 
-def _either(look: Look, heard: Heard, said: Flags) -> Flags:
+def _either(look: FootageScan, heard: Heard, said: Flags) -> Flags:
     """Whether the footage or the new voice speaks: bool `[n]`, 20 ms each of the film."""
     step_s = STEP / FEATURE_RATE
     found = np.zeros(int(float(look.clock.seconds) / step_s) + 1, bool)
@@ -312,7 +314,7 @@ def _either(look: Look, heard: Heard, said: Flags) -> Flags:
     return found
 
 
-def _found(look: Look, chosen: speakers.Chosen, speaks: Flags) -> dict[str, Any]:
+def _found(look: FootageScan, chosen: speakers.Chosen, speaks: Flags) -> dict[str, Any]:
     """What the footage shows, for people: shots, and each person with its time in seconds."""
     person = chosen.person[look.number]
     shown_s = np.diff(np.append(look.times, float(look.clock.seconds)))

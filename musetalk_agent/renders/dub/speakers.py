@@ -20,7 +20,7 @@ from musetalk_agent.measure.lip_measures import MouthTrack, frame_middles
 from musetalk_agent.measure.measure_sync import lag_curve
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.renders import Speaker
-from musetalk_agent.renders.dub.look import Ints, Look
+from musetalk_agent.renders.dub.footage_scan import FootageScan, Ints
 
 WINDOW_S, _HOP_S = 3.0, 1.0
 _LEAST_S = 1.0
@@ -56,7 +56,7 @@ class Chosen:
     by: str
 
 
-def choose(look: Look, speaker: Speaker, heard: Heard | None, describer: FaceDescriber) -> Chosen:
+def choose(look: FootageScan, speaker: Speaker, heard: Heard | None, describer: FaceDescriber) -> Chosen:
     """Decides. `heard` is the footage's own sound, on the film's time line; None where it has none.
 
     Raises ProblemError `no_face_in_video`, `speaker_not_found`.
@@ -87,7 +87,7 @@ def choose(look: Look, speaker: Speaker, heard: Heard | None, describer: FaceDes
     return Chosen(shown & _largest(look), person, "largest")
 
 
-def drawable(look: Look) -> Flags:
+def drawable(look: FootageScan) -> Flags:
     """Which rows show a mouth that may be drawn: large enough, not turned away, not covered. bool `[m]`."""
     shown = (look.width >= bars.FACE_LEAST_PX) & (np.abs(look.turn) <= TURNED)
     for number in np.unique(look.number):
@@ -98,7 +98,7 @@ def drawable(look: Look) -> Flags:
     return np.asarray(shown, bool)
 
 
-def persons(look: Look, describer: FaceDescriber) -> Ints:
+def persons(look: FootageScan, describer: FaceDescriber) -> Ints:
     """Which person each number is: numbers whose faces are alike and never seen at once are one. int64 `[numbers]`."""
     count = len(look.described)
     frames = [set(look.frame[look.number == number].tolist()) for number in range(count)]
@@ -120,7 +120,7 @@ def persons(look: Look, describer: FaceDescriber) -> Ints:
     return person
 
 
-def _largest(look: Look) -> Flags:
+def _largest(look: FootageScan) -> Flags:
     """Rows of the face that fills most of each shot."""
     chosen = np.zeros(len(look.frame), bool)
     shots = look.shot_of(look.frame)
@@ -132,7 +132,7 @@ def _largest(look: Look) -> Flags:
     return chosen
 
 
-def _speaking(look: Look, heard: Heard | None) -> Flags:
+def _speaking(look: FootageScan, heard: Heard | None) -> Flags:
     """Rows whose mouths speak in the footage."""
     if heard is not None and heard.speech.sum() * _STEP_S < _SPEECH_LEAST_S:
         heard = None
@@ -167,7 +167,7 @@ def _windows(first: float, last: float) -> list[tuple[float, float]]:
 
 
 def _voice(
-    look: Look,
+    look: FootageScan,
     heard: Heard | None,
     spoken: Flags,
     middles: NDArray[np.float64],
@@ -190,7 +190,7 @@ def _voice(
     return best
 
 
-def _score(look: Look, heard: Heard | None, middles: NDArray[np.float64], rows: Ints) -> float:
+def _score(look: FootageScan, heard: Heard | None, middles: NDArray[np.float64], rows: Ints) -> float:
     """How surely a face speaks in these rows; 0 where it does not."""
     aperture = look.aperture[rows].astype(np.float64)
     motion = float(np.nanstd(aperture))

@@ -22,7 +22,7 @@ from musetalk_agent.compose.compositor import paste
 from musetalk_agent.media_types import Box, Patch, Pixels
 from musetalk_agent.protocol.http import AvatarReport
 from musetalk_agent.renders.dub.footage import FootageFrame, native_planes
-from musetalk_agent.renders.dub.look import Ints, Look
+from musetalk_agent.renders.dub.footage_scan import FootageScan, Ints
 from musetalk_agent.renders.film_parts import Colours
 
 _AROUND = 12
@@ -52,7 +52,7 @@ class Take:
     box: Box
 
 
-def takes_of(look: Look, folder: Path, speaks: NDArray[np.bool_], stretch: range) -> list[Take]:
+def takes_of(look: FootageScan, folder: Path, speaks: NDArray[np.bool_], stretch: range) -> list[Take]:
     """The takes of a stretch of frames: those of faces that speak in it. Raises OSError."""
     found: list[Take] = []
     low, high = np.searchsorted(look.frame, (stretch.start - _AROUND, stretch.stop + _AROUND))
@@ -68,7 +68,7 @@ def takes_of(look: Look, folder: Path, speaks: NDArray[np.bool_], stretch: range
     return found
 
 
-def _take(look: Look, folder: Path, speaks: NDArray[np.bool_], rows: Ints, stretch: range) -> Take:
+def _take(look: FootageScan, folder: Path, speaks: NDArray[np.bool_], rows: Ints, stretch: range) -> Take:
     seen = look.frame[rows]
     first, count = int(seen[0]), int(seen[-1] - seen[0]) + 1
     points = smoothed(filled(look.meshes(folder, rows), seen - first, count), float(look.rate))
@@ -81,7 +81,7 @@ def _take(look: Look, folder: Path, speaks: NDArray[np.bool_], rows: Ints, stret
     return Take(int(look.number[rows[0]]), range(begin, end), points, mouths[inside], _box(points, look.size))
 
 
-def _eased_at_ends(look: Look, bare: NDArray[np.bool_], first: int) -> NDArray[np.float32]:
+def _eased_at_ends(look: FootageScan, bare: NDArray[np.bool_], first: int) -> NDArray[np.float32]:
     """How far the mouth may be drawn; a face that comes or goes within its shot comes and goes softly."""
     shot_begins = first in set(look.cuts.tolist())
     shot_ends = first + len(bare) in {*look.cuts.tolist(), look.frames}

@@ -149,19 +149,13 @@ class RoomConversation:
             captions=captions,
             sent=self._on_words,
         )
-        gate = self._gate = VadGate(
-            PlayedSound(output.played),
-            self._on_floor(Floor.hold),
-            self._on_floor(Floor.cut),
-            self._on_floor(Floor.quiet),
-        )
-        detector = inference.VAD(min_silence_duration=0.25, executor=InlineExecutor())
+        heard = self._gated_detector(output)
         agent = RoomAgent(
             instructions=opening.instructions,
             chat_ctx=_history(opening),
             tools=[*self._tools.functions(opening.tools)],
         )
-        session = self._session = self._make_session(GatedVAD(detector, gate), agent)
+        session = self._session = self._make_session(heard, agent)
         session.output.audio = output
         floor = self._floor = Floor(session, output, opening.language)
         timed = isinstance(session.tts, TimedVoice)
@@ -198,6 +192,16 @@ class RoomConversation:
             floor.close()
             await output.aclose()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _gated_detector(self, output: HeardOutput) -> GatedVAD:
+        """The detector of the user's speech, behind the gate that keeps out what the avatar says."""
+        self._gate = VadGate(
+            PlayedSound(output.played),
+            self._on_floor(Floor.hold),
+            self._on_floor(Floor.cut),
+            self._on_floor(Floor.quiet),
+        )
+        return GatedVAD(inference.VAD(min_silence_duration=0.25, executor=InlineExecutor()), self._gate)
 
     async def _answer_texts(self, session: AgentSession[None]) -> None:
         """Answers texts in their order, each once the speech that it interrupts is over. Never returns normally."""

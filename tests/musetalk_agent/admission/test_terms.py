@@ -6,7 +6,7 @@ import pytest
 
 from musetalk_agent.admission.costs import Demand, demand_of
 from musetalk_agent.admission.machine import Memory
-from musetalk_agent.admission.terms import LATE_LOOKS, WELL_LOOKS, Look, MemoryTerm, Pacing, Processor, Steady
+from musetalk_agent.admission.terms import LATE_LOOKS, WELL_LOOKS, MemoryTerm, Pacing, Processor, SessionLoad, Steady
 from musetalk_agent.card_estimates import PACED_MOST
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource, Picture, RtmpTarget, VideoCodec
 
@@ -61,7 +61,7 @@ def test_the_processor_holds_as_many_as_its_cores_have_room_for() -> None:
 
 def test_what_the_process_uses_corrects_what_the_table_says() -> None:
     processor = Processor(2.3)
-    speaking, idle = Look(SMALL, 1.0), Look(SMALL, 0.0)
+    speaking, idle = SessionLoad(SMALL, 1.0), SessionLoad(SMALL, 0.0)
     for _ in range(30):
         processor.observe(4 * 2 * SMALL.cores, [speaking] * 4)
     assert processor.factor == pytest.approx(2.0, rel=0.11) and processor.holds([SMALL] * 4, SMALL) == 5
@@ -76,7 +76,7 @@ def test_one_strange_look_changes_little_and_nothing_is_learnt_without_sessions(
     processor = Processor(4.0)
     processor.observe(3.0, [])
     assert processor.factor == 1.0
-    processor.observe(1e9, [Look(SMALL, 1.0)])
+    processor.observe(1e9, [SessionLoad(SMALL, 1.0)])
     assert processor.factor == pytest.approx(1 + 0.3 * 7), "a look is bounded, and counts for a third"
 
 

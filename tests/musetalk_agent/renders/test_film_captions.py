@@ -10,12 +10,12 @@ import pytest
 
 from musetalk_agent.features.mouth_network import MouthNetwork, default_weights
 from musetalk_agent.judge.alignment import word_times
-from musetalk_agent.renders.film_captions import Word, captions, film_words, srt, vtt, write_captions
+from musetalk_agent.renders.film_captions import FilmWord, captions, film_words, srt, vtt, write_captions
 from tests.musetalk_agent.measure.test_measure_sync import RATE, speech
 
 
-def spoken(text: str, begin: float = 0.0, each_s: float = 0.3) -> list[Word]:
-    return [Word(word, begin + k * each_s, begin + (k + 1) * each_s) for k, word in enumerate(text.split())]
+def spoken(text: str, begin: float = 0.0, each_s: float = 0.3) -> list[FilmWord]:
+    return [FilmWord(word, begin + k * each_s, begin + (k + 1) * each_s) for k, word in enumerate(text.split())]
 
 
 def test_sentences_pauses_and_width_part_captions() -> None:
@@ -37,17 +37,17 @@ def test_what_is_heard_after_the_film_is_not_shown() -> None:
 
 
 def test_both_formats() -> None:
-    shown = captions([Word("A & B <i>", 3661.0, 3662.5)], 4000.0)
+    shown = captions([FilmWord("A & B <i>", 3661.0, 3662.5)], 4000.0)
     assert srt(shown) == "1\n01:01:01,000 --> 01:01:02,500\nA & B <i>\n"
     assert vtt(shown) == "WEBVTT\n\n01:01:01.000 --> 01:01:02.500\nA &amp; B &lt;i&gt;\n"
 
 
 def test_words_of_the_voice_come_before_a_transcript(tmp_path: Path) -> None:
     (tmp_path / "words.json").write_text(json.dumps([["hi ", 0.5, 0.9]]))
-    assert film_words(tmp_path, "something else", tmp_path / "none.wav") == [Word("hi ", 0.5, 0.9)]
+    assert film_words(tmp_path, "something else", tmp_path / "none.wav") == [FilmWord("hi ", 0.5, 0.9)]
     (tmp_path / "words.json").unlink()
     assert film_words(tmp_path, None, tmp_path / "none.wav") == []
-    write_captions(captions([Word("hi ", 0.5, 0.9)], 2.0), tmp_path)
+    write_captions(captions([FilmWord("hi ", 0.5, 0.9)], 2.0), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["result.srt", "result.vtt"]
 
 

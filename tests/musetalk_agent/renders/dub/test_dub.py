@@ -23,7 +23,7 @@ from musetalk_agent.protocol.render_queue import RenderTicket
 from musetalk_agent.protocol.renders import RenderEnd, RenderFormat, RenderRequest, RenderState
 from musetalk_agent.renders.dub import dub_job
 from musetalk_agent.renders.dub import footage as footage_module
-from musetalk_agent.renders.dub.looking import look_at
+from musetalk_agent.renders.dub.scanning import look_at
 from musetalk_agent.weights import Manifest, ModelStore
 from tests.musetalk_agent.judge.conftest import GoodFilm, good, judge
 from tests.musetalk_agent.measure.test_measure_sync import RATE

@@ -11,7 +11,7 @@ import pytest
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.renders.dub.footage import Footage, footage_limits
-from musetalk_agent.renders.dub.looking import film_clock
+from musetalk_agent.renders.dub.scanning import film_clock
 from tests.musetalk_agent.renders.dub.films import counted, decoded, write_video
 
 LIMITS = footage_limits(60, 1 << 30)

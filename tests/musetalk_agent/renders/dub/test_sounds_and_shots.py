@@ -13,7 +13,7 @@ import pytest
 from musetalk_agent.avatars.shots import CutFinder, thumbnail
 from musetalk_agent.renders.dub.background import DUCKED, Background, ducked, full, write_film_sound
 from musetalk_agent.renders.dub.dub_job import TICKET_S, ticket_starts
-from musetalk_agent.renders.dub.look import Look
+from musetalk_agent.renders.dub.footage_scan import FootageScan
 from musetalk_agent.renders.film_parts import STUDIO_601, FilmClock
 from musetalk_agent.renders.sounds import Sound
 from musetalk_agent.tools.audio_file import AudioFile
@@ -76,11 +76,11 @@ def test_a_stereo_background_makes_the_film_stereo(tmp_path: Path) -> None:
     assert read(made)[1000].tolist() == [500, -500] and not read(made)[50_000:].any()
 
 
-def look(cuts: list[int], frames: int, **arrays: Any) -> Look:
+def look(cuts: list[int], frames: int, **arrays: Any) -> FootageScan:
     none: dict[str, Any] = {
         name: np.zeros(0, np.float32) for name in ("aperture", "width", "turn", "nod", "evidence", "frame", "number")
     }
-    return Look(
+    return FootageScan(
         clock=FilmClock.steady(25, frames),
         start=Fraction(0),
         size=(64, 48),

@@ -12,7 +12,7 @@ from musetalk_agent.avatars.identity import PlainDescriber
 from musetalk_agent.judge.lips import Heard
 from musetalk_agent.measure.lip_measures import MouthTrack
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from musetalk_agent.renders.dub.look import Look
+from musetalk_agent.renders.dub.footage_scan import FootageScan
 from musetalk_agent.renders.dub.speakers import Chosen, choose, drawable, persons
 from musetalk_agent.renders.film_parts import STUDIO_601, FilmClock
 
@@ -44,7 +44,7 @@ def still(frames: range) -> np.ndarray:
     return np.random.default_rng(8).normal(0.0, 0.003, len(frames))
 
 
-def look(total: int, cuts: list[int], faces: list[tuple[range, np.ndarray, float]], **columns: Any) -> Look:
+def look(total: int, cuts: list[int], faces: list[tuple[range, np.ndarray, float]], **columns: Any) -> FootageScan:
     """Faces as frames, openings and width; each has a descriptor of its own unless `described` says otherwise."""
     rows = sorted((frame, number, k) for number, (frames, _, _) in enumerate(faces) for k, frame in enumerate(frames))
     count = len(rows)
@@ -56,7 +56,7 @@ def look(total: int, cuts: list[int], faces: list[tuple[range, np.ndarray, float
         "evidence": np.full(count, np.nan, np.float32),
         "described": np.eye(len(faces), dtype=np.float32),
     }
-    return Look(
+    return FootageScan(
         clock=FilmClock.steady(FPS, total),
         start=Fraction(0),
         size=(640, 320),
@@ -69,7 +69,7 @@ def look(total: int, cuts: list[int], faces: list[tuple[range, np.ndarray, float
     )
 
 
-def spoken_by(seen: Look, chosen: Chosen) -> dict[int, list[int]]:
+def spoken_by(seen: FootageScan, chosen: Chosen) -> dict[int, list[int]]:
     return {
         number: seen.frame[chosen.speaks & (seen.number == number)].tolist() for number in range(len(seen.described))
     }

@@ -31,7 +31,7 @@ from musetalk_agent.measure.lip_measures import aperture_of
 from musetalk_agent.media_types import Pixels
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.renders.dub.footage import Footage, FootageFrame
-from musetalk_agent.renders.dub.look import COLUMNS, MESHES_FILE, Look
+from musetalk_agent.renders.dub.footage_scan import COLUMNS, MESHES_FILE, FootageScan
 from musetalk_agent.renders.film_parts import FilmClock
 
 PUT_ASIDE_S = 30
@@ -43,7 +43,7 @@ _LONGEST_FRAME_S = 10
 
 def look_at(
     footage: Footage, aside: Path, made: Path, net: FaceNet, describer: FaceDescriber, progress: Callable[[int], object]
-) -> Look:
+) -> FootageScan:
     """Reads the footage through, and writes `look.npz` and `meshes.f32` into `made`. `progress` is called with the frames done, and
     may raise.
 
@@ -110,7 +110,7 @@ def _next_stamp(aside: Path) -> Fraction | None:
     return following
 
 
-def _whole(aside: Path, made: Path, first: FootageFrame) -> Look:
+def _whole(aside: Path, made: Path, first: FootageFrame) -> FootageScan:
     """Puts the parts together."""
     stamps: list[Fraction] = []
     arrays: dict[str, list[NDArray[Any]]] = {}
@@ -130,7 +130,7 @@ def _whole(aside: Path, made: Path, first: FootageFrame) -> Look:
     none: dict[str, Any] = {name: np.zeros(0, np.float32) for name in COLUMNS}
     none |= {name: np.zeros(0, np.int64) for name in ("frame", "number", "cuts")}
     none |= {"described": np.zeros((0, 1), np.float32)}
-    look = Look(
+    look = FootageScan(
         clock=film_clock(stamps, last),
         start=stamps[0],
         size=first.size,

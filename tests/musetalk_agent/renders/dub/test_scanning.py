@@ -10,10 +10,10 @@ import pytest
 from musetalk_agent.agent_settings import offline_settings
 from musetalk_agent.avatars.face import FaceNet
 from musetalk_agent.avatars.identity import PlainDescriber
-from musetalk_agent.renders.dub import looking
+from musetalk_agent.renders.dub import scanning
 from musetalk_agent.renders.dub.footage import Footage, footage_limits
-from musetalk_agent.renders.dub.look import MESHES_FILE, Look
-from musetalk_agent.renders.dub.looking import look_at
+from musetalk_agent.renders.dub.footage_scan import MESHES_FILE, FootageScan
+from musetalk_agent.renders.dub.scanning import look_at
 from musetalk_agent.weights import Manifest, ModelStore
 from tests.musetalk_agent.avatars.clips import face
 from tests.musetalk_agent.avatars.test_shots import other_shot
@@ -37,7 +37,9 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_video(tmp_path_factory.mktemp("film") / "a.mp4", [shot for shot in shots for _ in range(10)])
 
 
-def made(film: Path, aside: Path, folder: Path, net: FaceNet, until: int | None = None) -> tuple[Look, list[int]]:
+def made(
+    film: Path, aside: Path, folder: Path, net: FaceNet, until: int | None = None
+) -> tuple[FootageScan, list[int]]:
     frames: list[int] = []
 
     def progress(done: int) -> None:
@@ -49,7 +51,7 @@ def made(film: Path, aside: Path, folder: Path, net: FaceNet, until: int | None 
     return look_at(Footage(film, LIMITS), aside, folder, net, PlainDescriber(), progress), frames
 
 
-def same(one: Look, other: Look) -> bool:
+def same(one: FootageScan, other: FootageScan) -> bool:
     arrays = ("cuts", "frame", "number", "aperture", "width", "turn", "nod", "evidence", "described")
     return one.clock == other.clock and all(
         np.array_equal(getattr(one, name), getattr(other, name), equal_nan=True) for name in arrays
@@ -59,7 +61,7 @@ def same(one: Look, other: Look) -> bool:
 def test_a_look_that_died_goes_on_after_the_last_cut_it_put_aside(
     film: Path, net: FaceNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(looking, "PUT_ASIDE_S", 0.5)
+    monkeypatch.setattr(scanning, "PUT_ASIDE_S", 0.5)
     whole, _ = made(film, tmp_path / "one", tmp_path / "whole", net)
     assert whole.cuts.tolist() == [0, 10, 20, 30, 40] and whole.frames == 50
     assert not set(whole.frame.tolist()) & set(range(20, 30)), "no face in black"
@@ -72,7 +74,7 @@ def test_a_look_that_died_goes_on_after_the_last_cut_it_put_aside(
     first = 20 * len(kept)
     again, frames = made(film, tmp_path / "aside", tmp_path / "again", net)
     assert frames == list(range(first + 1, 51))
-    assert same(again, whole) and same(Look.load(tmp_path / "again"), whole)
+    assert same(again, whole) and same(FootageScan.load(tmp_path / "again"), whole)
     assert (tmp_path / "again" / MESHES_FILE).read_bytes() == (tmp_path / "whole" / MESHES_FILE).read_bytes()
     _, frames = made(film, tmp_path / "aside", tmp_path / "last", net)
     assert frames == [], "all of it was put aside"

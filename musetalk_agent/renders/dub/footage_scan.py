@@ -1,7 +1,7 @@
 """What the footage shows: shots, and every face that is seen, frame by frame.
 
 It lies in the render's folder: `look.npz`, some fifty bytes a frame and face, and `meshes.f32`, the meshes one after the other,
-which are read back for the stretch that a worker makes. `looking` makes both.
+which are read back for the stretch that a worker makes. `scanning` makes both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Look:
+class FootageScan:
     """What the footage shows.
 
     Args:
@@ -107,7 +107,7 @@ class Look:
         made.replace(folder / LOOK_FILE)
 
     @classmethod
-    def load(cls, folder: Path) -> Look:
+    def load(cls, folder: Path) -> FootageScan:
         """Raises FileNotFoundError where nothing was saved."""
         with np.load(folder / LOOK_FILE, allow_pickle=False) as stored:
             clock = FilmClock(_fraction(stored["base"]), stored["ticks"].tolist(), int(stored["end"]))

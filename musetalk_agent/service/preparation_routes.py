@@ -12,14 +12,14 @@ from fastapi.responses import FileResponse, StreamingResponse
 
 from musetalk_agent.avatars.poster import poster
 from musetalk_agent.factory import Factory
-from musetalk_agent.protocol.avatar_library import (
+from musetalk_agent.protocol.http import AvatarSource
+from musetalk_agent.protocol.preparation_messages import (
     PREPARE_EVERY_S,
     PREPARE_LINES,
     AgentPrepareRequest,
     PreparedAvatar,
     PrepareLine,
 )
-from musetalk_agent.protocol.http import AvatarSource
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 
 router = APIRouter()
@@ -44,8 +44,9 @@ async def add_avatar(request: Request) -> dict[str, str]:
 
 @router.post("/avatars/prepare")
 async def prepare(body: AgentPrepareRequest, request: Request) -> StreamingResponse:
-    """Prepares an avatar for the sessions to come; see `protocol.avatar_library`. A caller that leaves ends the work, unless others
-    wait for it too.
+    """Prepares an avatar for the sessions to come; see `protocol.preparation_messages`.
+
+    A caller that leaves ends the work, unless others wait for it too.
     """
     return StreamingResponse(_lines(_factory(request), body), media_type=PREPARE_LINES)
 
