@@ -42,11 +42,17 @@ REAL_TIME = (
     "tests/musetalk_agent/publishers/test_whip.py",
     "tests/musetalk_tools/loadtest/test_load.py",
     "tests/orchestrator/voice/test_worker.py",
-    "tests/system",
+    "tests/system/test_demo.py",
 )
 """What meets real time, the longest first."""
 
-LONG = ("tests/musetalk_agent/test_card_faults.py", "tests/musetalk_agent/engines/musetalk/test_network.py")
+LONG = (
+    "tests/system/test_accept_gpu.py",
+    "tests/musetalk_agent/test_card_faults.py",
+    "tests/orchestrator/tts/test_voice_folder.py",
+    "tests/musetalk_agent/renders/dub",
+    "tests/musetalk_agent/engines/musetalk/test_network.py",
+)
 """Of the rest, what takes longest: it is begun first, so that no worker is left alone with it at the end."""
 
 

@@ -262,9 +262,11 @@ class RenderJobs:
         return shown
 
     def _judged(self, order: RenderOrder, film: Path) -> dict[str, Any]:
-        """The judge's report on a film; where it cannot judge it, why: the film is no worse for that."""
+        """The judge's report on a film, a dub's against its footage; where there is none, why: the film is no worse for it."""
+        text = order.request.transcript or order.request.text
+        footage = None if order.request.video_url is None else self._dub(order).own / "footage"
         try:
-            report = Judge.load(self.factory.models).judge(film, text=order.request.transcript or order.request.text)
+            report = Judge.load(self.factory.models).judge(film, text=text, reference=footage)
         except AgentError as error:
             return {"passed": None, "error": {"code": error.code.value, "detail": error.detail}}
         except VideoUnreadable as error:

@@ -24,6 +24,8 @@ MODULES = (
     "talk",
 )
 """The page's own modules. The published client's errors are English, and translated by their code."""
+SPOKEN = {"Hello! What would you like to talk about?"}
+"""The avatar says it, in the language that the embedded models understand."""
 PREFIXES = ("code.", "funnel.", "chip.")
 """Keys that are made at run time."""
 
@@ -88,7 +90,8 @@ def test_no_sentence_stands_in_a_module_of_the_page() -> None:
         code = re.sub(
             r"/\*.*?\*/|^\s*//.*?$", "", (WEB / f"{name}.js").read_text("utf-8"), flags=re.DOTALL | re.MULTILINE
         )
-        assert re.findall(r'["`][A-Z][a-z]+[^"`\n]* [a-z][^"`\n]*["`]', code) == [], name
+        found = re.findall(r'["`][A-Z][a-z]+[^"`\n]* [a-z][^"`\n]*["`]', code)
+        assert [sentence for sentence in found if sentence.strip('"`') not in SPOKEN] == [], name
 
 
 def test_the_element_has_the_same_texts_in_both_languages() -> None:

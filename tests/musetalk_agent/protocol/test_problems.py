@@ -31,6 +31,7 @@ def test_the_statuses_that_clients_rely_on() -> None:
         "not_found",
         "session_not_found",
         "avatar_not_found",
+        "clip_not_found",
         "recording_not_found",
         "render_not_found",
     }

@@ -143,9 +143,12 @@ def chroma_differs(dubs: Dubs, footage: Footage) -> set[int]:
 
 async def test_who_speaks_is_dubbed_and_nothing_else_is_touched(dubs: Dubs, footage: Footage, good: GoodFilm) -> None:
     voice = np.concatenate([good.voice[BEGIN * RATE // 25 :]] * 4)[: 10 * RATE]
-    render_id = dubs.dub(footage.path, voice)
+    render_id = dubs.dub(footage.path, voice, judge=True)
     end = await dubs.make(render_id)
     assert end is not None and end.state is RenderState.DONE, end
+    assert end.judge is not None and not {"black", "identity"} & set(end.judge["faults"]), (
+        "the footage is the reference"
+    )
     plan = dubs.folder.plan(render_id)
     assert plan is not None and plan.found is not None and plan.found["speaker"] == "auto"
     assert plan.found["shots"] == 5
