@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,13 @@ class Preparations:
 
     def _over(self, avatar_id: str, task: asyncio.Task[None]) -> None:
         running = self._running.pop(avatar_id)
+        _log_failure(task, avatar_id)
         if running.again and not task.cancelled():
             self.begin(avatar_id)
+
+    def _spread_over(self, avatar_id: str, task: asyncio.Task[None]) -> None:
+        self._spreading.discard(task)
+        _log_failure(task, avatar_id)
 
     def end(self, avatar_id: str) -> None:
         """It is not needed any more."""
@@ -156,7 +162,7 @@ class Preparations:
                 self._pool.remember_avatar(record.source, lease)
                 task = asyncio.create_task(self._spread(record, lease), name=f"spread-{record.avatar_id}")
                 self._spreading.add(task)
-                task.add_done_callback(self._spreading.discard)
+                task.add_done_callback(partial(self._spread_over, record.avatar_id))
 
     async def _fetched(self, lease: AgentLease, record: AvatarRecord) -> AvatarRecord:
         """The agent fetches the clip from its address, and this library keeps a copy."""
@@ -219,6 +225,12 @@ class Preparations:
                 return False  # `_run` looks again
             await asyncio.to_thread(self._folder.write, record.model_copy(update=update))
             return True
+
+
+def _log_failure(task: asyncio.Task[None], avatar_id: str) -> None:
+    """A disk that fails ends a preparation; the next start of the service takes it up."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("a preparation broke", exc_info=error, extra={"avatar_id": avatar_id})
 
 
 def _decoded(prepared: PreparedAvatar) -> bytes:
