@@ -36,7 +36,7 @@ def is_answered(here: Talk, text: str) -> bool:
 
 
 async def test_of_two_persons_the_one_who_opened_a_microphone_last_is_heard(livekit_server: LiveKitAccess) -> None:
-    models = FakeModels(replies=[ANSWER], transcripts=[f"Question {n}." for n in range(9)])
+    models = FakeModels(replies=[ANSWER], transcripts=[f"Question {n}." for n in range(40)])
     lines: list[tuple[str, dict[str, str], str]] = []
     async with AsyncExitStack() as exits:
         here = await exits.enter_async_context(talk(livekit_server, models))
@@ -62,7 +62,10 @@ async def test_of_two_persons_the_one_who_opened_a_microphone_last_is_heard(live
         await heard(ben, 4)
         await ben.close()
         await heard(anna, 5)
-        assert said(here) == [f"Question {n}." for n in range(5)]
+        numbers = [int(text.strip("Question .")) for text in said(here)]
+        assert len(numbers) == 5 and numbers == sorted(
+            set(numbers)
+        )  # a recognition that began too early takes one, too
 
 
 @pytest.mark.parametrize("ends", ["muted", "closed", "left"])
