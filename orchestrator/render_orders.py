@@ -12,12 +12,11 @@ import logging
 import secrets
 import time
 import wave
-from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.render_queue import RenderQueue, RenderTicket, default_target
@@ -32,6 +31,7 @@ from musetalk_agent.protocol.renders import (
     RenderRequest,
     RenderState,
 )
+from orchestrator.disk import Disk
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
 from orchestrator.supervision import supervise
@@ -48,7 +48,7 @@ _CUE_RATE = 16_000
 _DELETE_EVERY_S = 3600.0
 _DAY_S = 86_400.0
 _log = logging.getLogger(__name__)
-_Answer = TypeVar("_Answer")
+_disk = Disk("renders")
 
 
 @dataclass(frozen=True)
@@ -332,12 +332,3 @@ def _progress(folder: RenderFolder, render_id: str, plan: RenderPlan | None, fra
     if plan is None:
         return LOOK_SHARE * folder.looked(render_id)
     return plan.looked + (1 - plan.looked) * frames_done / plan.frames
-
-
-async def _disk(work: Callable[..., _Answer], *args: object) -> _Answer:
-    """Runs it in a thread. Raises ProblemError `disk_full` for a disk that fails."""
-    try:
-        return await asyncio.to_thread(work, *args)
-    except OSError as error:
-        text = f"The folder of renders cannot be used: {error.strerror or error}."
-        raise ProblemError(ErrorCode.DISK_FULL, text) from error

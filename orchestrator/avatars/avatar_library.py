@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -34,13 +34,15 @@ from orchestrator.avatars.avatar_record import (
     ShownSettings,
     new_avatar_id,
 )
-from orchestrator.avatars.preparation import Preparations, supply
+from orchestrator.avatars.clip_supply import supply
+from orchestrator.avatars.preparation import Preparations
+from orchestrator.disk import Disk
 
 _PIECE_BYTES = 1 << 20
 _CLIP_WAIT_S = 60.0
 """How long a clip waits for an avatar that is still being fetched."""
 _UNNAMED = "Avatar"
-_Answer = TypeVar("_Answer")
+_disk = Disk("avatars")
 
 
 @dataclass(frozen=True)
@@ -427,12 +429,3 @@ def _settings(now: ShownSettings, changes: dict[str, Any]) -> ShownSettings:
 def _name_of(filename: str | None) -> str:
     stem = Path(filename or "").stem.strip()
     return "".join(c for c in stem if c.isprintable())[:NAME_CHARACTERS] or _UNNAMED
-
-
-async def _disk(work: Callable[..., _Answer], *args: object) -> _Answer:
-    """Runs it in a thread. Raises ProblemError `disk_full` for a disk that fails."""
-    try:
-        return await asyncio.to_thread(work, *args)
-    except OSError as error:
-        text = f"The folder of avatars cannot be used: {error.strerror or error}."
-        raise ProblemError(ErrorCode.DISK_FULL, text) from error

@@ -7,11 +7,9 @@ import base64
 import binascii
 import logging
 import time
-from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from musetalk_agent.protocol.http import AvatarSource
@@ -21,6 +19,7 @@ from orchestrator.agents.agent_client import AgentClient, AgentLease
 from orchestrator.agents.pool import AgentPool
 from orchestrator.avatars.avatar_folder import AvatarFolder
 from orchestrator.avatars.avatar_record import AvatarRecord, AvatarState
+from orchestrator.avatars.clip_supply import supply, with_clip
 
 AT_ONCE = 4
 """Preparations that agents are asked for at the same time; further ones wait here."""
@@ -37,7 +36,6 @@ _LATER = frozenset(
     }
 )
 """Errors that say something of the agent, and nothing of the avatar."""
-_BLOCK_BYTES = 1 << 18
 _log = logging.getLogger(__name__)
 
 
@@ -112,14 +110,10 @@ class Preparations:
             clip_of=AvatarSource(avatar_id=idle),
             avatar_settings=record.settings.mouth,
         )
-        try:
-            return await self._agents.prepare(lease, request, lambda _: None)
-        except ProblemError as error:
-            if error.code is not ErrorCode.AVATAR_NOT_FOUND or not await supply(
-                self._folder, self._agents, lease, idle
-            ):
-                raise
-        return await self._agents.prepare(lease, request, lambda _: None)
+        return await with_clip(
+            lambda: self._agents.prepare(lease, request, lambda _: None),
+            lambda: supply(self._folder, self._agents, lease, idle),
+        )
 
     async def aclose(self) -> None:
         """Ends what runs. Idempotent."""
@@ -190,14 +184,10 @@ class Preparations:
         source = record.source or ""
         request = AgentPrepareRequest(avatar=AvatarSource(avatar_id=source), avatar_settings=record.settings.mouth)
         report = self._reporter(record.avatar_id)
-        try:
-            return await self._agents.prepare(lease, request, report)
-        except ProblemError as error:
-            if error.code is not ErrorCode.AVATAR_NOT_FOUND:
-                raise
-            if not await supply(self._folder, self._agents, lease, source):
-                raise
-        return await self._agents.prepare(lease, request, report)
+        return await with_clip(
+            lambda: self._agents.prepare(lease, request, report),
+            lambda: supply(self._folder, self._agents, lease, source),
+        )
 
     async def _spread(self, record: AvatarRecord, first: AgentLease) -> None:
         """Has the other agents prepare it too. One that cannot does so when a session comes."""
@@ -238,24 +228,3 @@ def _decoded(prepared: PreparedAvatar) -> bytes:
         return base64.b64decode(prepared.poster, validate=True)
     except binascii.Error as error:
         raise ProblemError(ErrorCode.AGENT_UNAVAILABLE, "The agent's poster is not in base64.") from error
-
-
-async def supply(
-    folder: AvatarFolder, agents: AgentClient, lease: AgentLease, source: str, filename: str | None = None
-) -> bool:
-    """Hands an agent a clip; False where it is not in the folder. Raises ProblemError: the agent's own, or `agent_unavailable`."""
-    path = await asyncio.to_thread(folder.source, source)
-    if path is None:
-        return False
-    headers = {"Content-Type": "application/octet-stream", **({"X-Filename": filename} if filename else {})}
-    await agents.upload(lease, _blocks(path), headers)
-    return True
-
-
-async def _blocks(path: Path) -> AsyncIterator[bytes]:
-    file = await asyncio.to_thread(path.open, "rb")
-    try:
-        while block := await asyncio.to_thread(file.read, _BLOCK_BYTES):
-            yield block
-    finally:
-        file.close()

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, Response
 from pydantic import ValidationError
@@ -27,6 +27,7 @@ from orchestrator.avatars.avatar_record import (
 from orchestrator.keys import Caller
 from orchestrator.routes.auth import current, sees_of
 from orchestrator.routes.context import Context, Ctx
+from orchestrator.routes.paging import USUAL, After, Limit, page_of
 from orchestrator.session.model import SessionRequest
 
 router = APIRouter(tags=["avatars"])
@@ -66,22 +67,14 @@ async def add(
 async def avatars(
     request: Request,
     ctx: Ctx,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    after: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Limit = USUAL,
+    after: After = None,
 ) -> dict[str, Any]:
     """The caller's avatars, the newest first. `next` goes into `after` for the next page; null on the last one."""
     caller = current(request.scope)
     mine = [each for each in await ctx.avatars.all() if sees_of(caller, each.key, "")]
-    if after is not None:
-        ids = [each.avatar_id for each in mine]
-        if after not in ids:
-            raise ProblemError(ErrorCode.INVALID_REQUEST, "after: there is no such avatar.", field="after", value=after)
-        mine = mine[ids.index(after) + 1 :]
-    page = mine[:limit]
-    return {
-        "avatars": [ctx.avatars.view(each) for each in page],
-        "next": page[-1].avatar_id if len(mine) > limit else None,
-    }
+    page, following = page_of(mine, lambda record: record.avatar_id, "avatar", limit, after)
+    return {"avatars": [ctx.avatars.view(each) for each in page], "next": following}
 
 
 @router.get("/avatars/{avatar_id}")

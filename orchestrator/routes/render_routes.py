@@ -6,7 +6,7 @@ import hashlib
 import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Header, Request
 from fastapi.responses import FileResponse
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
@@ -16,6 +16,7 @@ from orchestrator.keys import Caller
 from orchestrator.routes.auth import current, sees_of
 from orchestrator.routes.avatar_routes import clip_of, in_library
 from orchestrator.routes.context import Context, Ctx
+from orchestrator.routes.paging import USUAL, After, Limit, page_of
 
 router = APIRouter(tags=["renders"])
 _CAPTIONS = {"srt": "application/x-subrip", "vtt": "text/vtt"}
@@ -49,20 +50,15 @@ async def order(
 async def renders(
     request: Request,
     ctx: Ctx,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    after: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Limit = USUAL,
+    after: After = None,
 ) -> dict[str, Any]:
     """The caller's renders, the newest first. `next` goes into `after` for the next page; null on the last one."""
     caller = current(request.scope)
     mine = [each for each in await ctx.renders.all() if sees_of(caller, each.key, "")]
-    if after is not None:
-        ids = [each.render_id for each in mine]
-        if after not in ids:
-            raise ProblemError(ErrorCode.INVALID_REQUEST, "after: there is no such render.", field="after", value=after)
-        mine = mine[ids.index(after) + 1 :]
-    page = mine[:limit]
+    page, following = page_of(mine, lambda order: order.render_id, "render", limit, after)
     views = [await ctx.renders.view(each) for each in page]
-    return {"renders": views, "next": page[-1].render_id if len(mine) > limit else None}
+    return {"renders": views, "next": following}
 
 
 @router.get("/renders/{render_id}")

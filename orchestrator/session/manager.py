@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import string
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from musetalk_agent.protocol.http import (
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentLease
+from orchestrator.avatars.clip_supply import with_clip
 from orchestrator.session.deps import SessionDeps
 from orchestrator.session.journal import from_record
 from orchestrator.session.model import ManagedSession, SessionOptions, SessionRequest
@@ -296,14 +297,13 @@ class SessionManager:
     async def _shown(self, lease: AgentLease, session_id: str, request: AgentAvatarRequest) -> AgentSession:
         """An agent that lacks the avatar's clip gets it from the library."""
         agents, avatars, clip = self._services.agents, self._services.avatars, request.avatar.avatar_id
-        try:
-            return await agents.avatar(lease, session_id, request, self.options.start_timeout_s)
-        except ProblemError as error:
-            if error.code is not ErrorCode.AVATAR_NOT_FOUND or avatars is None or clip is None:
-                raise
-            if not await avatars.supply(lease, clip):
-                raise
-        return await agents.avatar(lease, session_id, request, self.options.start_timeout_s)
+
+        def show() -> Awaitable[AgentSession]:
+            return agents.avatar(lease, session_id, request, self.options.start_timeout_s)
+
+        return await (
+            show() if avatars is None or clip is None else with_clip(show, lambda: avatars.supply(lease, clip))
+        )
 
     def _ended(self, session: ManagedSession) -> None:
         """The session has ended here: it is kept for a while, unless it never was, or goes on elsewhere."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable
 from contextlib import suppress
 
 from musetalk_agent.protocol.http import AgentSession, AgentStartRequest, AudioSource, RtmpTarget, SessionState
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentFailed, AgentLease
+from orchestrator.avatars.clip_supply import with_clip
 from orchestrator.session.agent_connection import AgentLost
 from orchestrator.session.deps import SessionDeps
 from orchestrator.session.model import ManagedSession, SessionOptions, publish_state
@@ -138,14 +140,13 @@ class Placement:
     async def _started(self, lease: AgentLease, request: AgentStartRequest, timeout_s: float) -> AgentSession:
         """An agent that lacks the avatar's clip gets it from the library, where that has it."""
         agents, avatars, clip = self._services.agents, self._services.avatars, request.avatar.avatar_id
-        try:
-            return await agents.start(lease, request, timeout_s)
-        except ProblemError as error:
-            if error.code is not ErrorCode.AVATAR_NOT_FOUND or avatars is None or clip is None:
-                raise
-            if not await avatars.supply(lease, clip):
-                raise
-        return await agents.start(lease, request, timeout_s)
+
+        def start() -> Awaitable[AgentSession]:
+            return agents.start(lease, request, timeout_s)
+
+        return await (
+            start() if avatars is None or clip is None else with_clip(start, lambda: avatars.supply(lease, clip))
+        )
 
     def _not_started(self, session: ManagedSession, lease: AgentLease, error: ProblemError) -> None:
         """Gives the place back, unless the agent may still have to be reached."""

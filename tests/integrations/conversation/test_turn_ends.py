@@ -37,11 +37,18 @@ async def judged(words, probability):
     return [found, at_once]
 
 async def superseded():
-    stream = stream_of("What is your name?")
+    stream, looked = stream_of("What is your name?"), asyncio.Event()
+    look = stream._look
+
+    def last_look(waited_s, *request):
+        look(waited_s, *request)
+        if waited_s == turn_ends.STATED_S: looked.set()
+
+    stream._look = last_look
     first = stream.predict()
     stream._resolve_prediction(stream._request_id, 0.1)
     second = stream.predict()
-    await asyncio.sleep(0.05)  # what was waited for comes, and is ignored
+    await looked.wait()  # the first request's time is over, and is ignored
     open_still = not second.done()
     stream._resolve_prediction(stream._request_id, 0.9)
     found = [(await first).end_of_turn_probability, (await second).end_of_turn_probability, open_still]

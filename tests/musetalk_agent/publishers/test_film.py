@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -138,12 +139,28 @@ async def test_recording_twice_is_one_part_and_after_the_end_there_is_none() -> 
     assert [e.kind for e in film.entries.after(0)][-1] is FilmEntry.CLOSED
 
 
-@pytest.mark.parametrize("turns", [1, 2, 4])
-async def test_a_start_that_is_cancelled_leaves_no_process(turns: int) -> None:
-    film, before = SessionFilm(MonotonicClock()), encoders()
+@pytest.mark.parametrize("point", ["before the process", "while it starts", "before it is ready"])
+async def test_a_start_that_is_cancelled_leaves_no_process(point: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    film, before, reached, create = (
+        SessionFilm(MonotonicClock()),
+        encoders(),
+        asyncio.Event(),
+        asyncio.create_subprocess_exec,
+    )
+
+    async def creating(*command: Any, **given: Any) -> asyncio.subprocess.Process:
+        if point == "before it is ready":
+            process = await create(*command, **given)
+            reached.set()
+            return process
+        reached.set()
+        if point == "before the process":
+            await asyncio.Event().wait()
+        return await create(*command, **given)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", creating)
     starting = asyncio.create_task(film.record(OPTIONS))
-    for _ in range(turns):
-        await asyncio.sleep(0)  # one turn of the loop: the start gets so far
+    await reached.wait()
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
     assert starting.cancelled() and not film.recording

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.avatars.bundle import Bundle
@@ -63,7 +64,7 @@ class World:
 
 @asynccontextmanager
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    settings = AgentSettings(agent_api_key="k", engine="pattern", cache_dir=tmp_path)  # type: ignore[arg-type]
+    settings = AgentSettings(agent_api_key=SecretStr("k"), engine="pattern", cache_dir=tmp_path)
     factory = Factory(settings, publisher=lambda _, __: NullPublisher(MonotonicClock()))
     await factory.start()
     live = LiveSessions(factory)

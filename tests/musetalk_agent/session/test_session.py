@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from livekit import rtc
+from pydantic import SecretStr
 
 from musetalk_agent import engine_pool
 from musetalk_agent.agent_settings import AgentSettings
@@ -62,7 +63,7 @@ async def test_a_change_of_the_way_out_is_told_and_loses_no_speech(tmp_path: Pat
         made.append(Moving(MonotonicClock()))
         return made[0]
 
-    settings = AgentSettings(agent_api_key="k", engine="pattern", cache_dir=tmp_path)  # type: ignore[arg-type]
+    settings = AgentSettings(agent_api_key=SecretStr("k"), engine="pattern", cache_dir=tmp_path)
     factory = Factory(settings, publisher=make)
     await factory.start()
     try:
