@@ -185,7 +185,7 @@ class Factory:
         await tear_down("another avatar", [close])
 
     async def opened_bundle(self, engine: str | None, bundle: Bundle, settings: AvatarSettings) -> OpenedAvatar:
-        """Opens a clip that is prepared already, and is nobody else's; the caller closes it.
+        """Opens a prepared clip that no other session uses; the caller closes it.
 
         Raises engine errors, and AvatarErrors of a face that the engine cannot use.
         """

@@ -1,4 +1,4 @@
-"""The priority of processes that must not disturb sessions."""
+"""CPU priority of background processes, which must not slow down sessions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ NICE = 19
 
 
 def be_nice() -> None:
-    """Takes only the time of the processors that nobody else wants. Without effect where the system knows no such thing."""
+    """Sets the lowest CPU priority for this process. Has no effect on a system without it."""
     try:
         os.nice(NICE)
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

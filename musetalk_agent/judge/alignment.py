@@ -1,7 +1,7 @@
 """When the letters and words of a known text are heard, without a recogniser.
 
-The text's letters become a rough row of sounds: those that lips show are told apart, vowels are one. The mouth network's phonemes
-give each 20 ms a probability of each sound, and the best path through both says when each letter is heard (Viterbi).
+Each letter of the text maps to a class of sounds: classes differ where lips differ, and all vowels share one. The mouth network's
+phonemes give the probability of each class for every 20 ms. A Viterbi path through both gives the time of each letter.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _SKIP = -2.0
 
 @dataclass(frozen=True)
 class Alignment:
-    """A text laid along its sound.
+    """A text aligned with its audio.
 
     Args:
         row: the text as indices of `NAMES`, a pause around each word.

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--audio", type=Path, default=None, metavar="WAV", help="its sound (default: the film's own)")
     parser.add_argument("--text", default=None, metavar="TEXT", help="what is said: the lips must close at p, b and m")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--background", action="store_true", help="take only the processor time that nobody else wants")
+    parser.add_argument("--background", action="store_true", help="run at the lowest CPU priority")
     parser.add_argument("--sheet", type=Path, default=None, metavar="PNG", help="draw the worst frames")
 
 

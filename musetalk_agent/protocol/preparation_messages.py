@@ -14,7 +14,7 @@ from musetalk_agent.protocol.problems import Problem
 
 PREPARE_LINES = "application/x-ndjson"
 PREPARE_EVERY_S = 2.0
-"""A line comes at least so often (s), so that a connection that is dead can be told from work that takes long."""
+"""Longest time between two lines, in seconds: a reader that waits longer knows that the connection is dead."""
 
 
 class AgentPrepareRequest(Strict):

@@ -11,7 +11,7 @@
         tries/…         one empty file for each time a ticket was taken
         words.json      what the voice says: text, begin and end in seconds (the orchestrator makes it)
         result.…        the film, and its captions (srt, vtt)
-        end.json        how it ended; who makes this file first has ended the render, and nobody else can
+        end.json        how it ended; the process that creates this file ends the render, once
 
 Every file is written under another name and put in place whole, so that any number of processes may look at any time. What happened
 is what files there are: nothing needs to be taken back when a process dies.

@@ -1,7 +1,7 @@
-"""The judge on live sessions: now and then a few seconds of one that speaks are recorded and judged; metrics say what was found.
+"""Judges samples of live sessions: records a few seconds of a session that speaks, judges them, and counts the result in metrics.
 
-Judging takes some seconds of a processor, so it is rare, one sample at a time, and done by a process of the lowest priority.
-A sample lies in a temporary folder for as long as it is judged, and nowhere else.
+Judging takes seconds of CPU time. So samples are rare, one is judged at a time, and the judge runs as a process of the lowest CPU
+priority. The sample exists only in a temporary folder, and only while it is judged.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from musetalk_agent.tasks import supervise
 log = logging.getLogger(__name__)
 
 SAMPLE_S = 9.0
-"""So much is judged: `docs/reference/judge.md` has the bars' figures for clips of 9 s, and a lag is rarely certain in less."""
+"""Length of a sample. The judge's bars were found on clips of 9 s (`docs/reference/judge.md`); shorter ones rarely give a lag."""
 _LEAST_S = 3.0
-"""A session that ends sooner gives no sample."""
+"""A sample of a session that ends during the recording is judged from this length on."""
 _LOOK_S = 0.5
 _JUDGED_WITHIN_S = 300.0
-"""On a machine that is busy with sessions the judge waits long for a processor; after so long it is ended."""
+"""Time limit of the judge's process, which waits for CPU time on a busy machine."""
 _NO_FACE_ENGINE = "pattern"
 
 
 class LiveJudge:
-    """Takes a sample every so often. `run` is its task.
+    """Judges a sample every `every_s` seconds. `run` is its task.
 
     Args:
         every_s: seconds from the end of one sample to the beginning of the next.
         clock: the sessions' clock.
-        sessions: those that live now.
-        models_dir: where the judge finds its networks.
+        sessions: returns the live sessions.
+        models_dir: the folder of the judge's networks.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class LiveJudge:
                     self._report(session.id, await self._judge(sample))
 
     def _next(self) -> Session | None:
-        """Of the sessions that speak, the one that was judged longest ago, or never."""
+        """The speaking session that was never judged, or was judged longest ago; None if no session speaks."""
         live = self._sessions()
         known = {session.id for session in live}
         self._judged_at = {name: at for name, at in self._judged_at.items() if name in known}
@@ -78,7 +78,7 @@ class LiveJudge:
         return min(speaking, key=lambda session: self._judged_at.get(session.id, float("-inf")), default=None)
 
     async def record(self, session: Session, target: Path) -> bool:
-        """Records the next seconds of a session as its publisher gets them. False: too little came. Cancelling ends it."""
+        """Records the next `SAMPLE_S` seconds that the session publishes. Returns False for a short sample. Cancelling ends it."""
         first, entries = session.pipeline.first, FragmentLog()
         recorder = PartRecorder(PartOptions(first.width, first.height, session.bundle.fps), entries, self._clock)
         try:
@@ -103,7 +103,7 @@ class LiveJudge:
             await self._clock.sleep_until(min(deadline, self._clock.now() + _LOOK_S))
 
     async def _judge(self, sample: Path) -> dict[str, Any] | None:
-        """What `musetalk-agent judge --json` prints; None where it cannot work or takes too long. Cancelling ends it."""
+        """Returns the report of `musetalk-agent judge --json`; None if it fails or takes too long. Cancelling kills it."""
         command = ["-m", "musetalk_agent", "judge", str(sample), "--json", "--background"]
         process = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -67,7 +67,7 @@ class _Progress:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         begin, share = _SHARES.get(stage, (0.0, 0.0))
-        part = min(1.0, done / total) if total > 0 else 1 - 1 / (1 + done / 100)  # nobody knows how many will come
+        part = min(1.0, done / total) if total > 0 else 1 - 1 / (1 + done / 100)  # the total is unknown
         self._loop.call_soon_threadsafe(self._take, begin + share * part)
 
     def _take(self, value: float) -> None:
@@ -95,7 +95,7 @@ async def _lines(factory: Factory, body: AgentPrepareRequest) -> AsyncIterator[b
         except asyncio.CancelledError:
             closing = ProblemError(ErrorCode.DRAINING, "The agent shuts down: try again.", retry_after_s=2)
             yield _line(PrepareLine(problem=closing.problem()))
-        except Exception:  # request boundary: the answer has begun, so that nobody else reports it
+        except Exception:  # request boundary: the response has begun, so no exception handler can report the failure
             log.exception("an avatar could not be prepared")
             broken = ProblemError(ErrorCode.INTERNAL, "The avatar could not be prepared; the agent's log says why.")
             yield _line(PrepareLine(problem=broken.problem()))

@@ -88,7 +88,7 @@ class PartRecorder:
         pipe = asyncio.subprocess.PIPE
         command = [sys.executable, "-m", "musetalk_agent.publishers.film.worker"]
         with contextlib.ExitStack() as unused:
-            unused.callback(os.close, given)  # without a process nobody else closes it
+            unused.callback(os.close, given)  # the feeder closes it, once there is a process to feed
             try:
                 self._process = await asyncio.create_subprocess_exec(
                     *command, stdin=taken, stdout=pipe, stderr=asyncio.subprocess.DEVNULL, limit=1 << 20

@@ -1,4 +1,4 @@
-"""Several takers of one publisher's media: a film that is recorded, and a sample that the judge looks at."""
+"""Several taps on one publisher: the recording of a session, and a sample for the judge."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from musetalk_agent.publishers.base import MediaTap
 
 
 class MediaTaps:
-    """A `MediaTap` that hands everything on to each of its taps. One event loop."""
+    """A `MediaTap` that passes media to each of its taps. Not thread-safe: use it on one event loop."""
 
     def __init__(self) -> None:
         self._taps: tuple[MediaTap, ...] = ()
 
     def add(self, tap: MediaTap) -> None:
-        """It gets what is played from now on. One that is there already stays once."""
+        """Passes media to `tap` from now on. Idempotent."""
         if tap not in self._taps:
             self._taps = (*self._taps, tap)
 
     def remove(self, tap: MediaTap) -> None:
-        """It gets nothing more. Idempotent."""
+        """Stops passing media to `tap`. Idempotent."""
         self._taps = tuple(one for one in self._taps if one is not tap)
 
     def offer_audio(self, at: float, block: Pcm) -> None:

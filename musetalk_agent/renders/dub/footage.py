@@ -2,7 +2,7 @@
 
 A frame keeps its place, its time and its pixels. What cannot stay as it is is said here: interlaced frames are deinterlaced, frames
 that lie are set upright, an odd row or column is cut off, other pixel formats become 8 bits in 4:2:0, and HDR becomes BT.709. The
-result of that is what the film has where nobody speaks, bit for bit before it is encoded.
+result of that is what the film has in frames without a dubbed mouth, bit for bit before encoding.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ WINDOW_S, _HOP_S = 3.0, 1.0
 _LEAST_S = 1.0
 """A face that is seen for less of a window says nothing by its correlation."""
 _SPEAKS, _PERHAPS = 0.40, 0.22
-"""Correlations from which a mouth speaks; above the second one only where it moves much and nobody else's does better."""
+"""A mouth speaks from the first correlation on, and from the second one on if it moves much and no other mouth correlates better."""
 _NEAR_S = 0.12
 """Lags up to this count as in step: footage is often a frame or two out of it."""
 _MOVES, _MOVES_MUCH = 0.010, 0.020
@@ -174,7 +174,7 @@ def _voice(
     rows: Ints,
     window: tuple[float, float],
 ) -> int | None:
-    """The number of the face that speaks in a window; `_NOBODY` for nobody, None where the window cannot tell."""
+    """The number of the face that speaks in a window; `_NOBODY` if no face speaks, None if the window is undecided."""
     at = middles[look.frame[rows]]
     inside = rows[(at >= window[0]) & (at <= window[1])]
     if not len(inside):

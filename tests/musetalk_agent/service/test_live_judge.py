@@ -74,7 +74,7 @@ async def test_a_session_that_speaks_is_judged_and_the_sample_is_gone(tmp_path: 
         await until(over)
     assert seen and not list(samples.iterdir()) and not judges()
     after = judged()  # where the machine is too busy the sample lacks frames, and may fail
-    assert after["passed"] + after["failed"] == before["passed"] + before["failed"] + 1
+    assert after["passed"] + after["failed"] > before["passed"] + before["failed"]  # the next sample may be judged, too
     assert after["not_judged"] == before["not_judged"]
 
 
