@@ -26,7 +26,7 @@ WINDOW_S, _HOP_S = 3.0, 1.0
 _LEAST_S = 1.0
 """A face that is seen for less of a window says nothing by its correlation."""
 _SPEAKS, _PERHAPS = 0.40, 0.22
-"""A mouth speaks from the first correlation on, and from the second one on if it moves much and no other mouth correlates better."""
+"""A mouth speaks from the first correlation on; from the second one on if it moves much and no other mouth has a higher one."""
 _NEAR_S = 0.12
 """Lags up to this count as in step: footage is often a frame or two out of it."""
 _MOVES, _MOVES_MUCH = 0.010, 0.020
