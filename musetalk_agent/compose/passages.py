@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.compose.timeline import F, Passage, Timeline
 
 _SIDE = 96
+_COARSER = 4
 _SAMPLES = 200
 """Frames of a clip that are looked at; longer ones are sampled."""
 _PAIRS = 24
@@ -39,9 +41,20 @@ class Sketch:
     stride: int
     pace: float
 
+    @cached_property
+    def coarse(self) -> NDArray[np.float32]:
+        """The pictures at 24×24, float32 `[n, 576]`: a search among thousands of pairs runs on the event loop."""
+        count, side = len(self.pictures), _SIDE // _COARSER
+        blocks = self.pictures.reshape(count, side, _COARSER, side, _COARSER)
+        return np.ascontiguousarray(blocks.mean((2, 4)).reshape(count, -1))
+
+    def row(self, frame: int) -> int:
+        """The index in `pictures` of the frame nearest to this one."""
+        return min(round(frame / self.stride), len(self.pictures) - 1)
+
     def of(self, frame: int) -> NDArray[np.float32]:
         """The picture of the frame nearest to this one."""
-        return np.asarray(self.pictures[min(round(frame / self.stride), len(self.pictures) - 1)])
+        return np.asarray(self.pictures[self.row(frame)])
 
 
 def sketch(bundle: Bundle) -> Sketch:
@@ -51,36 +64,40 @@ def sketch(bundle: Bundle) -> Sketch:
     pictures = np.stack([_small(bundle, frame) for frame in range(0, count, stride)])
     begins = np.unique(np.linspace(0, max(0, count - 2), min(_PAIRS, max(1, count - 1))).astype(int))
     steps = [_differ(_small(bundle, k), _small(bundle, k + 1)) for k in begins] if count > 1 else [0.0]
-    return Sketch(pictures, stride, max(_LEAST_PACE, float(np.percentile(steps, 99))))
+    made = Sketch(pictures, stride, max(_LEAST_PACE, float(np.percentile(steps, 99))))
+    _ = made.coarse  # in this thread
+    return made
 
 
 def enter(timeline: Timeline[F], free: int, sketches: dict[F, Sketch], face: F) -> Passage:
     """How what is shown from position `free` on goes over into a clip: to one of its first frames (into its home: to any)."""
     target = sketches[face]
     frames = range(0, face.frames, target.stride) if face is timeline.home else range(min(_ENTER_FRAMES, face.frames))
+    among = target.coarse[[target.row(frame) for frame in frames]]
     first = timeline.settled(free)
-    best: tuple[float, Passage] | None = None
-    for begin in range(first, first + _ENTER_WITHIN):
+
+    def apart(begin: int) -> NDArray[np.float32]:
         look = timeline.at(begin)
         shown = sketches[look.face]
-        for frame in frames:
-            apart = _differ(shown.of(look.idle_index), target.of(frame))
-            if best is None or apart < best[0]:
-                best = apart, Passage(begin, frame, _fade(apart, min(shown.pace, target.pace)))
-    assert best is not None
-    return best[1]
+        return np.asarray(np.abs(among - shown.coarse[shown.row(look.idle_index)]).mean(1))
+
+    found = np.stack([apart(begin) for begin in range(first, first + _ENTER_WITHIN)])
+    late, nearest = np.unravel_index(int(found.argmin()), found.shape)
+    begin, frame = first + int(late), frames[int(nearest)]
+    look = timeline.at(begin)
+    shown = sketches[look.face]
+    left = _differ(shown.of(look.idle_index), target.of(frame))
+    return Passage(begin, frame, _fade(left, min(shown.pace, target.pace)))
 
 
 def leave(timeline: Timeline[F], entered: Passage, sketches: dict[F, Sketch], face: F) -> Passage:
     """How a clip that was entered and is played once goes home: to the frame that looks most like its end."""
     home, played = sketches[timeline.home], sketches[face]
-    end = played.of(face.frames - 1)
-    apart = np.abs(home.pictures - end).mean(1)
-    nearest = int(apart.argmin())
+    end = played.row(face.frames - 1)
+    nearest = int(np.abs(home.coarse - played.coarse[end]).mean(1).argmin())
     length = max(1, face.frames - entered.frame)
-    fade = _fade(
-        float(apart[nearest]), min(home.pace, played.pace)
-    )  # a clip that is over by then stays at its last frame
+    # a clip that is over by then stays at its last frame
+    fade = _fade(_differ(home.pictures[nearest], played.pictures[end]), min(home.pace, played.pace))
     return Passage(entered.begin + max(entered.fade, length - fade), nearest * home.stride, fade)
 
 

@@ -12,14 +12,14 @@ from musetalk_agent.media_types import VideoFrame
 
 
 @dataclass(frozen=True, eq=False)
-class ShownClip:
+class ShownFace:
     """A clip that can be shown: `frames` of them, and what composes them. Two faces are never equal."""
 
     compositor: Compositor
     frames: int
 
 
-F = TypeVar("F", bound=ShownClip)
+F = TypeVar("F", bound=ShownFace)
 
 
 @dataclass(frozen=True)

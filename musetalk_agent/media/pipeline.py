@@ -30,7 +30,7 @@ from musetalk_agent.engines.interface import EngineSession
 from musetalk_agent.features.speech_detector import detect_rate, shipped_network
 from musetalk_agent.media.format_detector import Finding, FormatDetector
 from musetalk_agent.media.player import Player, PlayerOutputs
-from musetalk_agent.media.renderer import FrameRenderer, MediaContext, OpenClip
+from musetalk_agent.media.renderer import FrameRenderer, MediaContext, OpenFace
 from musetalk_agent.media.segment import Segment, Word
 from musetalk_agent.media.segment_trace import FIRST_PCM, SegmentTrace
 from musetalk_agent.media_types import Cue, Pcm, VideoFrame
@@ -180,7 +180,7 @@ class Pipeline:
         self._idle.prepare()
         return begin
 
-    def act(self, face: OpenClip, sketches: dict[OpenClip, Sketch], *, loop: bool) -> None:
+    def act(self, face: OpenFace, sketches: dict[OpenFace, Sketch], *, loop: bool) -> None:
         """Plays a clip of the avatar that is shown, once or until something else is to be shown; speech goes on over it.
 
         `face` may be the avatar itself (`home`), which ends what plays. `sketches` are of every face in play, see `faces`.
@@ -194,12 +194,12 @@ class Pipeline:
         self._idle.prepare()
 
     @property
-    def home(self) -> OpenClip:
+    def home(self) -> OpenFace:
         """The avatar that is shown, whatever plays of it."""
         return self._timeline.home
 
     @property
-    def faces(self) -> set[OpenClip]:
+    def faces(self) -> set[OpenFace]:
         """What is shown, or will be."""
         self._timeline.forget(self._cursor.shown)
         return self._timeline.faces
@@ -255,9 +255,9 @@ class Pipeline:
             self._emit(WarningEvent(code="format_recovered", message="The PCM looks right now."))
 
 
-def open_face(bundle: Bundle, engine_session: EngineSession) -> OpenClip:
+def open_face(bundle: Bundle, engine_session: EngineSession) -> OpenFace:
     """A bundle as the engine readied it."""
-    return OpenClip(Compositor(bundle, engine_session.idle), len(bundle), engine_session)
+    return OpenFace(Compositor(bundle, engine_session.idle), len(bundle), engine_session)
 
 
 def _rate_of(sound: Pcm, declared: int) -> int | None:

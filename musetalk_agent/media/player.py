@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from musetalk_agent.agent_metrics import FRAMES, LIP_LATENCY, UNDERRUNS
 from musetalk_agent.compose.idle_frames import IdleFrames
 from musetalk_agent.media.playout import LEAST_JUMP, VOICE_LEAD_S, VoiceTimingQueue
-from musetalk_agent.media.renderer import FrameRenderer, MediaContext, OpenClip, RenderedFrame
+from musetalk_agent.media.renderer import FrameRenderer, MediaContext, OpenFace, RenderedFrame
 from musetalk_agent.media.scheduler import AdaptiveDelay, FrameAction, Outcome, RecentFrames, Scheduler
 from musetalk_agent.media.segment import LEAST_CUT, ROOM_RATE, Caption, Segment
 from musetalk_agent.media.segment_queue import PlaybackQueue
@@ -69,7 +69,7 @@ class Player:
     """Paces one session: takes frames from the renderer and audio from the segments, and hands both to an open publisher."""
 
     def __init__(
-        self, context: MediaContext, renderer: FrameRenderer, idle: IdleFrames[OpenClip], outputs: PlayerOutputs
+        self, context: MediaContext, renderer: FrameRenderer, idle: IdleFrames[OpenFace], outputs: PlayerOutputs
     ) -> None:
         self.statistics = PlayerStatistics()
         self._publisher, self._renderer = context.publisher, renderer

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from musetalk_agent.clock import Clock
 from musetalk_agent.compose.idle import LoopCursor
-from musetalk_agent.compose.timeline import ShownClip, ShownFrame, Timeline
+from musetalk_agent.compose.timeline import ShownFace, ShownFrame, Timeline
 from musetalk_agent.engines.batcher import Batcher, Result
 from musetalk_agent.engines.interface import EngineSession, PatchRequest
 from musetalk_agent.features.av_offset import OffsetGate
@@ -105,7 +105,7 @@ _LOOK_AGAIN_S = 0.25  # the voice's place may change while one waits for it
 
 
 @dataclass(frozen=True, eq=False)
-class OpenClip(ShownClip):
+class OpenFace(ShownFace):
     """A face that the engine has opened for the session."""
 
     engine_session: EngineSession
@@ -134,7 +134,7 @@ class _InFlightFrame:
     tick: int
     feature: Feature
     blend_weight: float
-    look: ShownFrame[OpenClip]
+    look: ShownFrame[OpenFace]
     patch: Result
     leaving: Result | None = None
 
@@ -150,7 +150,7 @@ class MediaContext:
 
     publisher: Publisher
     batcher: Batcher
-    timeline: Timeline[OpenClip]
+    timeline: Timeline[OpenFace]
     cursor: LoopCursor
     clock: Clock
     executor: Executor
@@ -192,7 +192,7 @@ class FrameRenderer:
         self._wake = asyncio.Event()
         self._close_from: tuple[Feature, float] | None = None
         self._last: tuple[Feature, float] = (self._rest_feature, 0.0)
-        self._mouths: asyncio.Queue[OpenClip] = asyncio.Queue()  # a few: each is put in by a change of the avatar
+        self._mouths: asyncio.Queue[OpenFace] = asyncio.Queue()  # a few: each is put in by a change of the avatar
         self._mouths.put_nowait(context.timeline.newest)
         self._cued = 0
         self._mute: Segment | None = None  # the segment whose features failed
@@ -206,7 +206,7 @@ class FrameRenderer:
         """A segment got more PCM or has ended."""
         self._wake.set()
 
-    def on_face(self, face: OpenClip) -> None:
+    def on_face(self, face: OpenFace) -> None:
         """The timeline has a new face."""
         self._mouths.put_nowait(face)
 
@@ -244,7 +244,7 @@ class FrameRenderer:
             face = await self._mouths.get()
             await self._close_mouths_of(face)
 
-    async def _close_mouths_of(self, face: OpenClip) -> None:
+    async def _close_mouths_of(self, face: OpenFace) -> None:
         session = face.engine_session
         for idle_index in session.missing_idle_patches():
             if face not in self._timeline.faces:
@@ -476,7 +476,7 @@ class FrameRenderer:
             return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
 
-def _composed(look: ShownFrame[OpenClip], patch: Patch | None, leaving: Patch | None, tag: Tag) -> VideoFrame:
+def _composed(look: ShownFrame[OpenFace], patch: Patch | None, leaving: Patch | None, tag: Tag) -> VideoFrame:
     frame = look.face.compositor.compose(look.idle_index, patch, tag)
     old = look.leaving
     if old is None:

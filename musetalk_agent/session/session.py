@@ -16,7 +16,7 @@ from musetalk_agent.compose.passages import Sketch, sketch
 from musetalk_agent.errors import RecordingFailed
 from musetalk_agent.media.pipeline import Pipeline, open_face
 from musetalk_agent.media.player import PlayerOutputs
-from musetalk_agent.media.renderer import OpenClip
+from musetalk_agent.media.renderer import OpenFace
 from musetalk_agent.media.scheduler import Outcome
 from musetalk_agent.protocol import messages as m
 from musetalk_agent.protocol.http import (
@@ -164,9 +164,9 @@ class Session:
         self.changing = asyncio.Lock()
         """Held by who changes the avatar."""
         self._leaving: dict[asyncio.Task[None], Callable[[], None]] = {}
-        self._clips: dict[str, OpenClip] = {}
-        self._sketched: dict[OpenClip, Bundle] = {}
-        self._sketches: dict[OpenClip, Sketch] = {}
+        self._clips: dict[str, OpenFace] = {}
+        self._sketched: dict[OpenFace, Bundle] = {}
+        self._sketches: dict[OpenFace, Sketch] = {}
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -269,17 +269,17 @@ class Session:
         leaving.add_done_callback(self._left)
         await self.pipeline.shown(begin, _SEEN_S)
 
-    def clip(self, request: AgentActionRequest) -> OpenClip | None:
+    def clip(self, request: AgentActionRequest) -> OpenFace | None:
         """A clip of the avatar that is open already."""
         return self._clips.get(_clip_key(request))
 
-    def keep_clip(self, request: AgentActionRequest, bundle: Bundle, engine_session: EngineSession) -> OpenClip:
+    def keep_clip(self, request: AgentActionRequest, bundle: Bundle, engine_session: EngineSession) -> OpenFace:
         """Takes a clip over from the engine, until another avatar is shown or the session ends."""
         face = self._clips[_clip_key(request)] = open_face(bundle, engine_session)
         self._sketched[face] = bundle
         return face
 
-    async def act(self, clip: OpenClip | None, *, loop: bool) -> None:
+    async def act(self, clip: OpenFace | None, *, loop: bool) -> None:
         """Plays a clip of the avatar that is shown, or ends what plays (None). `changing` must be held."""
         home = self.pipeline.home
         face = clip or home

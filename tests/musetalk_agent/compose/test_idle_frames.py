@@ -15,7 +15,7 @@ from musetalk_agent.clock import VirtualClock
 from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.idle import LoopCursor
 from musetalk_agent.compose.idle_frames import IdleFrames
-from musetalk_agent.compose.timeline import ShownClip, Timeline
+from musetalk_agent.compose.timeline import ShownFace, Timeline
 from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.pattern import PatternEngine, PatternSession, pattern_bundle
 from musetalk_agent.media_types import Patch
@@ -73,7 +73,7 @@ async def test_a_busy_pool_repeats_a_frame_and_the_clip_goes_on_where_it_was() -
     gate = threading.Event()
     with ThreadPoolExecutor(1) as busy:
         first = compositor.idle(cursor.idle())
-        idle = IdleFrames(Timeline(ShownClip(compositor, 4)), cursor, clock, busy, first)
+        idle = IdleFrames(Timeline(ShownFace(compositor, 4)), cursor, clock, busy, first)
         busy.submit(gate.wait)
         taken = [idle.take(), idle.take()]
         gate.set()
@@ -98,7 +98,7 @@ async def test_what_making_a_frame_raises_reaches_the_session() -> None:
     plain = Compositor(bundle).idle(cursor.idle())
     with ThreadPoolExecutor(1) as pool:
         compositor = Compositor(Bundle(**{**vars(bundle), "frames": frames}), broken)
-        idle = IdleFrames(Timeline(ShownClip(compositor, 2)), cursor, clock, pool, plain)
+        idle = IdleFrames(Timeline(ShownFace(compositor, 2)), cursor, clock, pool, plain)
         idle.prepare()
         await clock.run(0.01)
         with pytest.raises(OSError, match="is gone"):

@@ -9,7 +9,7 @@ import numpy as np
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.passages import enter, leave, sketch
-from musetalk_agent.compose.timeline import Passage, ShownClip, Timeline
+from musetalk_agent.compose.timeline import Passage, ShownFace, Timeline
 from musetalk_agent.engines.pattern import pattern_bundle
 
 
@@ -22,8 +22,8 @@ def clip(levels: list[int]) -> Bundle:
     return replace(plain, frames=frames, **repeated)
 
 
-def face(bundle: Bundle) -> ShownClip:
-    return ShownClip(Compositor(bundle), len(bundle))
+def face(bundle: Bundle) -> ShownFace:
+    return ShownFace(Compositor(bundle), len(bundle))
 
 
 def test_a_gesture_begins_where_the_idle_clip_looks_like_its_beginning() -> None:
@@ -67,7 +67,7 @@ def test_a_passage_is_not_broken_by_the_next_one() -> None:
 
 
 def test_a_look_says_what_goes_away_and_how_far_it_is() -> None:
-    home, played = (ShownClip(Compositor(pattern_bundle(64, 64, 25)), count) for count in (4, 9))
+    home, played = (ShownFace(Compositor(pattern_bundle(64, 64, 25)), count) for count in (4, 9))
     timeline = Timeline(home)
     timeline.act(played, Passage(5, 2, 3), Passage(10, 1, 2))
     shares = [(look.leaving.share if (look := timeline.at(p)).leaving else None) for p in range(4, 14)]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from musetalk_agent.compose.compositor import Compositor
-from musetalk_agent.compose.timeline import ShownClip, Timeline
+from musetalk_agent.compose.timeline import ShownFace, Timeline
 from musetalk_agent.engines.pattern import pattern_bundle
 
 COMPOSITOR = Compositor(pattern_bundle(64, 64, 25))
 
 
-def faces(*frames: int) -> list[ShownClip]:
-    return [ShownClip(COMPOSITOR, count) for count in frames]
+def faces(*frames: int) -> list[ShownFace]:
+    return [ShownFace(COMPOSITOR, count) for count in frames]
 
 
 def test_a_face_begins_with_its_first_frame_and_the_one_before_is_shown_until_then() -> None:
