@@ -423,23 +423,14 @@ class FrameRenderer:
         while True:
             flight = await self._in_flight.get()
             look = flight.look
-            try:
-                with self._clock.working():
-                    patch = await flight.patch
-                failed = patch is None and flight.blend_weight > 0
-                if failed:
-                    self._stats.fail("patches", UNFIT)
-                else:
-                    self._stats.add("patches", 1)
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if not flight.patch.cancelled() or (task is not None and task.cancelling()):
-                    raise
-                patch, failed = None, True  # the batcher was closed; this loop must go on
-            except Exception as error:  # noqa: BLE001 - a frame that fails is shown idle and reported in the diagnosis; speech goes on
-                self._stats.fail("patches", f"{type(error).__name__}: {error}")
-                patch, failed = None, True
-            leaving = await self._leaving_patch(flight)
+            patch, answered = await self._patch(flight.patch)
+            failed = not answered or (patch is None and flight.blend_weight > 0)
+            if not failed:
+                self._stats.add("patches", 1)
+            elif answered:
+                self._stats.fail("patches", UNFIT)
+            # without a patch the clip that goes away keeps its own mouth for the moment
+            leaving = None if flight.leaving is None else (await self._patch(flight.leaving))[0]
             frame = await self._in_thread(partial(_composed, look, patch, leaving, flight.tag))
             if flight.tag.generation != self.generation:
                 continue
@@ -456,20 +447,19 @@ class FrameRenderer:
                 flight.segment.stages.reach(FRAME)
             self._wake_player()
 
-    async def _leaving_patch(self, flight: _InFlightFrame) -> Patch | None:
-        """The patch for the clip that goes away in this frame; one that fails leaves that clip's own mouth for the moment."""
-        if flight.leaving is None:
-            return None
+    async def _patch(self, patch: asyncio.Future[Patch | None]) -> tuple[Patch | None, bool]:
+        """A patch that was ordered, and whether the engine answered. Returns None where the face does not fit."""
         try:
             with self._clock.working():
-                return await flight.leaving
+                return await patch, True
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if not flight.leaving.cancelled() or (task is not None and task.cancelling()):
+            if not patch.cancelled() or (task is not None and task.cancelling()):
                 raise
-        except Exception as error:  # noqa: BLE001 - as for the frame itself: it is reported in the diagnosis, and speech goes on
+            # else the batcher was closed, and this loop must go on
+        except Exception as error:  # noqa: BLE001 - a frame that fails is shown idle and reported in the diagnosis; speech goes on
             self._stats.fail("patches", f"{type(error).__name__}: {error}")
-        return None
+        return None, False
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         with self._clock.working():
