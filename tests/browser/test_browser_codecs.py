@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -45,11 +46,18 @@ async def open_page(page: Page, stack: Stack, width: int, height: int, scale: fl
 async def decodes(page: Page, mime: str, wanted: Callable[[int], bool]) -> None:
     """Frames of this codec and of such a width are decoded."""
 
+    found: list[Any] = []
+
     async def holds() -> bool:
-        found = await page.run(DECODED)
+        nonlocal found
+        found = await page.run(DECODED) or []
         return bool(found) and found[0] == mime and wanted(found[1])
 
-    await until(holds)
+    try:
+        await until(holds)
+    except AssertionError as error:
+        error.add_note(f"codec and width that were decoded last: {found}")
+        raise
 
 
 @pytest.mark.parametrize(("codec", "mime"), [("vp8", "video/VP8"), ("auto", "video/H264")])

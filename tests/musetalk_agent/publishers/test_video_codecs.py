@@ -144,7 +144,11 @@ async def test_sixty_frames_a_second_are_asked_for_and_sent(livekit_server: Live
 async def test_what_is_in_use_is_told(livekit_server: LiveKitAccess) -> None:
     frame, transport = pattern(512, 512), Transport()
     async with on_air(livekit_server, VideoEncoding(VideoCodec.AUTO)) as (publisher, _, _track):
-        await until(lambda: publisher.reading.codec == "h264" and publisher.reading.width)
+        try:
+            await until(lambda: publisher.reading.codec == "h264" and publisher.reading.width)
+        except AssertionError as error:
+            error.add_note(f"statistics of the publisher: {publisher.reading}")
+            raise
         controller = QualityController(video_bitrate(frame), 25, 0.0)
         try:
             controller.look(publisher, frame, transport, 0.0)
