@@ -21,7 +21,7 @@ from musetalk_agent.errors import PublishFailed
 from musetalk_agent.media.playout import PlayoutClock
 from musetalk_agent.media.segment import ROOM_RATE, Caption
 from musetalk_agent.media_types import Pcm, VideoFrame
-from musetalk_agent.protocol.http import TrackInfo
+from musetalk_agent.protocol.http import TrackInfo, VideoCodec
 from musetalk_agent.protocol.sdk_errors import SdkError, clean_up, sdk_errors, without_tokens
 from musetalk_agent.publishers.base import Lost, PublisherState
 from musetalk_agent.publishers.livekit.detached_connect import abandon, leave
@@ -248,13 +248,12 @@ class LiveKitPublisher:
         tracks.append((rtc.LocalVideoTrack.create_video_track("avatar-video", self._camera.source), video))
         # Both are under way at once, the audio's request first: a viewer then negotiates once for the two in half of the
         # starts, which is 0.1 s, and still has the audio when it sees the first frame (docs/reference/performance.md).
-        publishing = [asyncio.create_task(participant.publish_track(*track)) for track in tracks]
-        try:
-            self._publications = await asyncio.gather(*publishing)
-        finally:
-            for task in publishing:
-                task.cancel()
-            await asyncio.gather(*publishing, return_exceptions=True)
+        if self._options.video.codec.chosen is VideoCodec.VP8:
+            self._publications = await _all([participant.publish_track(*track) for track in tracks])
+        else:
+            # One after the other, the video first. The offer for a track that was published before may name the video's
+            # transceiver ahead of its preferences, and then VP8 is agreed on (docs/explanation/livekit.md).
+            self._publications = [await participant.publish_track(*track) for track in reversed(tracks)][::-1]
         self._describe_tracks()
 
     def _audio_sid(self) -> str | None:
@@ -327,3 +326,14 @@ class LiveKitPublisher:
         if acknowledged > self.state.acknowledged_frames:
             self.state.acknowledged_frames = acknowledged
             self.state.acknowledged_at = utc_now()
+
+
+async def _all(publishing: list[Coroutine[Any, Any, rtc.LocalTrackPublication]]) -> list[rtc.LocalTrackPublication]:
+    """Publishes tracks at once. When one fails, or this is cancelled, none of the others is left under way."""
+    tasks = [asyncio.create_task(one) for one in publishing]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -88,6 +88,30 @@ async def test_the_room_gets_the_codec_and_the_picture(
         await until(lambda: publisher.state.acknowledged_frames > 25)
 
 
+async def test_an_offer_for_the_audio_cannot_come_between_the_video_and_its_codec(
+    livekit_server: LiveKitAccess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, steps = rtc.LocalParticipant.publish_track, list[str]()
+
+    async def noted(
+        participant: rtc.LocalParticipant, track: rtc.LocalTrack, options: rtc.TrackPublishOptions
+    ) -> rtc.LocalTrackPublication:
+        steps.append(f"{track.name} begins")
+        publication = await real(participant, track, options)
+        steps.append(f"{track.name} is published")
+        return publication
+
+    monkeypatch.setattr(rtc.LocalParticipant, "publish_track", noted)
+    async with on_air(livekit_server, VideoEncoding(VideoCodec.H264)) as (publisher, _, _track):
+        assert steps == [
+            "avatar-video begins",
+            "avatar-video is published",
+            "avatar-audio begins",
+            "avatar-audio is published",
+        ]
+        assert [track.kind for track in publisher.state.tracks] == ["audio", "video"]
+
+
 @pytest.mark.parametrize("codec", [VideoCodec.VP8, VideoCodec.H264])
 async def test_a_viewer_chooses_among_the_sizes_and_goes_back(livekit_server: LiveKitAccess, codec: VideoCodec) -> None:
     async with on_air(livekit_server, VideoEncoding(codec, simulcast=True), (1280, 720)) as (_, viewer, track):
