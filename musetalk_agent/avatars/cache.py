@@ -138,6 +138,19 @@ class AvatarCache:
         self._evict(self._bundles, self._bundle_bytes, keep=held | {key})
         return bundle
 
+    def keep_matte(self, part: Path, folder: Path) -> None:
+        """Moves a bundle's matte into place, `folder`, which is within a bundle that is held; another's that is there stays."""
+        folder.parent.mkdir(exist_ok=True)
+        try:
+            part.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+
+    def discard_matte(self, folder: Path) -> None:
+        """Removes a matte that is damaged."""
+        self._discard(folder)
+
     def discard_part(self, part: Path) -> None:
         """Removes what `part` gave, if it is still there."""
         shutil.rmtree(part, ignore_errors=True)

@@ -32,6 +32,7 @@ from musetalk_agent.errors import AgentError
 
 if TYPE_CHECKING:
     from musetalk_agent.avatars.face import FaceNet
+    from musetalk_agent.avatars.person_net import PersonNet
 
 NICE = 5
 """A session that speaks gets three times the CPU time of a clip that is being prepared (sched(7))."""
@@ -134,6 +135,7 @@ class Decoder:
     def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
         self._send = send
         self._net: FaceNet | None = None
+        self._person: PersonNet | None = None
         self._models: str | None = None
 
     def handle(self, request: dict[str, Any]) -> bool:
@@ -192,6 +194,42 @@ class Decoder:
             )
             build(job, net, Path(request["folder"]))
 
+    def _matte(self, request: dict[str, Any]) -> None:
+        """Writes a bundle's matte into a folder."""
+        self.networks(request["models"])  # the libraries
+        from musetalk_agent.avatars.bundle import read_size
+        from musetalk_agent.avatars.matte_files import make_matte
+
+        person = self._person_network(request["models"])
+        bundle = Path(request["bundle"])
+        budget = Budget(AvatarLimits(**request["limits"]))
+        width, height = read_size(bundle)
+        budget.allow(width * height)
+
+        def progress(done: int, total: int) -> None:
+            budget.step()
+            self._send({"progress": ["matte", done, total]})
+
+        make_matte(bundle, Path(request["folder"]), lambda: person, progress)
+
+    def _scenery(self, request: dict[str, Any]) -> None:
+        """Writes a picture that is to stand behind a person into a folder, at the size that it covers."""
+        self.networks(request["models"])
+        from musetalk_agent.avatars.scenery import write_scenery
+
+        limits = AvatarLimits(**request["limits"])
+        budget = Budget(limits)
+        size = request["width"], request["height"]
+        write_scenery(Path(request["source"]), size, Path(request["folder"]), limits, budget.allow)
+
+    def _person_network(self, models: str) -> PersonNet:
+        if self._person is None:
+            from musetalk_agent.avatars.person_net import PersonNet
+            from musetalk_agent.weights import Manifest, ModelStore
+
+            self._person = PersonNet(ModelStore(Path(models), Manifest.load()))
+        return self._person
+
     def networks(self, models: str) -> FaceNet:
         """The face networks in the folder `models`, with the libraries that they and decoding need."""
         if self._net is None or self._models != models:
@@ -202,6 +240,7 @@ class Decoder:
 
             cv2.setNumThreads(1)
             self._net, self._models = FaceNet(ModelStore(Path(models), Manifest.load())), models
+            self._person = None
         return self._net
 
 

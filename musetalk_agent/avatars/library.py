@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
+from musetalk_agent.avatars.backgrounds import Backgrounds
 from musetalk_agent.avatars.bundle import SCHEMA_VERSION, Bundle
 from musetalk_agent.avatars.cache import AvatarCache
 from musetalk_agent.avatars.decoder_pool import DecoderCall, DecoderPools, Progress
@@ -90,6 +91,9 @@ class AvatarLibrary:
         self._lookups = ThreadPoolExecutor(_CACHE_THREADS, "avatar-cache")
         self._deriving: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._backgrounds = Backgrounds(
+            self._cache, models, self._limits, self._fetcher, self._decoders, self._single_flight
+        )
 
     def warm(self) -> None:
         """Starts the processes that prepare clips, in the background, so that the first clip does not wait for one."""
@@ -102,6 +106,9 @@ class AvatarLibrary:
         derive: Callable[[Bundle], None] | None = None,
         progress: Progress | None = None,
         fingerprint: str | None = None,
+        background: str = "keep",
+        *,
+        only_matte: bool = False,
     ) -> Bundle:
         """Returns the avatar at the size and rate asked for, prepared now or found in the cache (`report.cached`).
 
@@ -114,6 +121,8 @@ class AvatarLibrary:
                 and must look at what is there already.
             fingerprint: the engine's, under which `derive` keeps what it made. A bundle that has it waits for no other clip.
             progress: called in worker threads.
+            background: what is shown behind the person.
+            only_matte: the bundle is not shown now; what it will need for a background is made, and no picture fetched.
 
         Cancelling does not disturb others who wait for the same avatar. When the last one leaves, the work is ended.
 
@@ -135,6 +144,10 @@ class AvatarLibrary:
                 warnings.append(_zip_failed(failed))
             if derive is not None:
                 await self._derive(bundle, derive, fingerprint)
+            if only_matte and background != "keep":
+                await self._backgrounds.matte(bundle, progress)
+            elif not only_matte:
+                bundle = await self._backgrounds.shown(bundle, background, progress)
         warnings += bundle.report.warnings
         update = {"cached": cached, "avatar_id": clip.avatar_id, "warnings": warnings}
         return self._cache.hold(replace(bundle, report=bundle.report.model_copy(update=update)))

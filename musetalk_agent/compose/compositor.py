@@ -9,7 +9,11 @@ import numpy as np
 
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.face import Points
+from musetalk_agent.avatars.framing import crop_i420, to_i420
+from musetalk_agent.avatars.matte_files import alpha_planes
 from musetalk_agent.media_types import Box, Patch, Pixels, Tag, VideoFrame
+
+OPAQUE = 255
 
 
 def paste(background: Pixels, patch: Pixels, mask: Pixels) -> Pixels:
@@ -32,6 +36,13 @@ def paste(background: Pixels, patch: Pixels, mask: Pixels) -> Pixels:
     return blended
 
 
+def _changed(person: Pixels, before: Pixels, after: Pixels, share: Pixels) -> Pixels:
+    """`person + share · (after - before)`: all uint8 of one shape, `share` 255 for one."""
+    change = cv2.subtract(after, before, dtype=cv2.CV_16S)
+    change = cv2.multiply(change, share, scale=1 / OPAQUE, dtype=cv2.CV_16S)
+    return np.asarray(cv2.add(person, change, dtype=cv2.CV_8U), np.uint8)
+
+
 class Compositor:
     """Composes frames of one bundle; stateless, so any thread may call it.
 
@@ -42,32 +53,54 @@ class Compositor:
     def __init__(self, bundle: Bundle, idle_patch: Callable[[int], Patch | None] = lambda _: None) -> None:
         self._bundle = bundle
         self._idle_patch = idle_patch
+        self._cutout = bundle.cutout
         self._width, self._height = bundle.width, bundle.height
 
     def idle(self, idle_index: int) -> VideoFrame:
         """The idle frame; without a patch over it no copy is made, so its planes are read-only."""
         patch = self._idle_patch(idle_index)
-        if patch is not None:
-            return VideoFrame(self._planes(idle_index, patch), self._width, self._height, idle_index)
-        return VideoFrame(self._bundle.frames[idle_index].reshape(-1), self._width, self._height, idle_index)
+        return self._frame(idle_index, patch)
 
     def compose(self, idle_index: int, patch: Patch | None, tag: Tag | None = None) -> VideoFrame:
         """Idle frame `idle_index` with `patch` on it; without a patch, the idle frame."""
         if patch is None:
             return self.idle(idle_index)
-        return VideoFrame(self._planes(idle_index, patch), self._width, self._height, idle_index, spoken=True, tag=tag)
+        return self._frame(idle_index, patch, spoken=True, tag=tag)
 
     def face(self, idle_index: int) -> Points:
         """The mesh of the face in an idle frame, float32 `[468, 2]` in pixels."""
         return np.asarray(self._bundle.landmarks[idle_index])
 
-    def _planes(self, idle_index: int, patch: Patch) -> Pixels:
-        planes = np.array(self._bundle.frames[idle_index]).reshape(-1)
-        pixels = patch.pixels
+    def _frame(
+        self, idle_index: int, patch: Patch | None, *, spoken: bool = False, tag: Tag | None = None
+    ) -> VideoFrame:
+        cutout = self._cutout
+        frames = self._bundle.frames if cutout is None else cutout.matte.person
+        planes = frames[idle_index].reshape(-1)
+        if patch is not None:
+            planes = np.array(planes)
+            self._patch(planes, idle_index, patch)
+        alpha = behind = None
+        if cutout is not None:
+            alpha, behind = np.asarray(cutout.matte.alpha[idle_index]), cutout.behind(idle_index)
+        return VideoFrame(
+            planes, self._width, self._height, idle_index, spoken=spoken, tag=tag, alpha=alpha, behind=behind
+        )
+
+    def _patch(self, planes: Pixels, idle_index: int, patch: Patch) -> None:
+        """Lays a patch on the planes of an idle frame; of a person's, a pixel changes by the share that the person has of it."""
+        pixels, box = patch.pixels, patch.box
         if patch.mask is not None:
-            pixels = paste(self._background(idle_index, patch.box), pixels, patch.mask)
-        self._write(planes, patch.box, pixels)
-        return planes
+            pixels = paste(self._background(idle_index, box), pixels, patch.mask)
+        made = to_i420(np.ascontiguousarray(pixels))
+        if self._cutout is not None:
+            share = self._cutout.matte.alpha[idle_index, box.y0 : box.y1, box.x0 : box.x1]
+            if share.min() < OPAQUE:
+                size = self._width, self._height
+                before = crop_i420(self._bundle.frames[idle_index], size, box)
+                person = crop_i420(self._cutout.matte.person[idle_index], size, box)
+                made = _changed(person, before, made, alpha_planes(np.ascontiguousarray(share)).reshape(made.shape))
+        self._write(planes, box, made.reshape(-1))
 
     def _background(self, idle_index: int, box: Box) -> Pixels:
         """BGR pixels of the idle frame in `box`, which lies within the face window."""
@@ -75,10 +108,9 @@ class Compositor:
         face = self._bundle.faces[idle_index]
         return np.asarray(face[box.y0 - window.y0 : box.y1 - window.y0, box.x0 - window.x0 : box.x1 - window.x0])
 
-    def _write(self, planes: Pixels, box: Box, bgr: Pixels) -> None:
-        """Converts `bgr` (even size) and writes it into the three planes at `box` (even coordinates)."""
+    def _write(self, planes: Pixels, box: Box, converted: Pixels) -> None:
+        """Writes I420 of `box` (even coordinates) into the three planes."""
         w, h = self._width, self._height
-        converted = cv2.cvtColor(np.ascontiguousarray(bgr), cv2.COLOR_BGR2YUV_I420).reshape(-1)
         bw, bh = box.width, box.height
         luma, quarter = bw * bh, bw * bh // 4
         y = planes[: w * h].reshape(h, w)

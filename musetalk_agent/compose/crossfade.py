@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.avatars.face import Points
+from musetalk_agent.compose.layers import laid
 from musetalk_agent.media_types import Pixels, VideoFrame
 
 _FLOW_WIDTH = 240
@@ -40,6 +42,8 @@ class Crossfade:
         """The picture `share` (0 … 1) of the way from one to the other, which have one size. The faces are their meshes, float32
         `[468, 2]` in pixels.
         """
+        if (before.alpha is None) != (after.alpha is None):
+            before, after = laid(before), laid(after)
         old, new = _planes(before), _planes(after)
         with self._lock:
             if self._flows is None:
@@ -48,20 +52,29 @@ class Crossfade:
                 self._flows = {shape: _scaled(flow, shape) for shape in shapes if flow is not None}
             flows = self._flows
         mixed = [_between(one, other, flows.get(one.shape), share) for one, other in zip(old, new, strict=True)]
-        planes = np.concatenate([plane.reshape(-1) for plane in mixed])
-        return VideoFrame(planes, after.width, after.height, after.idle_index, spoken=after.spoken, tag=after.tag)
+        planes = np.concatenate([plane.reshape(-1) for plane in mixed[:3]])
+        alpha = mixed[3] if len(mixed) > 3 else None
+        return replace(after, i420=planes, alpha=alpha, behind=_behind(before.behind, after.behind, share))
+
+
+def _behind(before: Pixels | None, after: Pixels | None, share: float) -> Pixels | None:
+    """What is behind both, which stands still."""
+    if before is None or after is None or np.shares_memory(before, after):
+        return after
+    return np.asarray(cv2.addWeighted(before, 1 - share, after, share, 0)[:, 0], np.uint8)
 
 
 def _planes(frame: VideoFrame) -> list[Pixels]:
-    """Y, U and V, uint8."""
+    """Y, U and V, uint8, and alpha where there is one."""
     luma, quarter = frame.width * frame.height, frame.width * frame.height // 4
     half = (frame.height // 2, frame.width // 2)
     flat = frame.i420.reshape(-1)
-    return [
+    planes = [
         flat[:luma].reshape(frame.height, frame.width),
         flat[luma : luma + quarter].reshape(half),
         flat[luma + quarter :].reshape(half),
     ]
+    return planes if frame.alpha is None else [*planes, frame.alpha]
 
 
 def _useful_flow(old: Pixels, new: Pixels, old_face: Points, new_face: Points) -> Flow | None:

@@ -11,19 +11,26 @@ from typing import Generic
 from musetalk_agent.clock import Clock
 from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.idle import LoopCursor
+from musetalk_agent.compose.layers import laid
 from musetalk_agent.compose.timeline import F, ShownFrame, Timeline
 from musetalk_agent.media_types import VideoFrame
 
 
 def load_idle(compositor: Compositor, idle_index: int) -> VideoFrame:
-    """Composes an idle frame and loads it into memory. Blocks on the disk: call it in a worker thread.
+    """Composes an idle frame, in its layers, and loads it into memory. Blocks on the disk: call it in a worker thread.
 
     A frame without a patch is a view of the bundle's file. One byte of each page is read here, so that the page faults of a file
     that is not in the page cache happen in this thread and not where the frame is published.
     """
     frame = compositor.idle(idle_index)
-    frame.i420[:: mmap.PAGESIZE].sum()
+    if frame.alpha is None:
+        frame.i420[:: mmap.PAGESIZE].sum()
     return frame
+
+
+def load_first(compositor: Compositor) -> VideoFrame:
+    """The first frame that is shown, as it is published. Blocks as `load_idle` does."""
+    return laid(load_idle(compositor, 0))
 
 
 def load_look(look: ShownFrame[F]) -> VideoFrame:
@@ -31,8 +38,8 @@ def load_look(look: ShownFrame[F]) -> VideoFrame:
     frame = load_idle(look.face.compositor, look.idle_index)
     leaving = look.leaving
     if leaving is None:
-        return frame
-    return leaving.mixed(load_idle(leaving.face.compositor, leaving.idle_index), frame, look)
+        return laid(frame)
+    return laid(leaving.mixed(load_idle(leaving.face.compositor, leaving.idle_index), frame, look))
 
 
 class IdleFrames(Generic[F]):

@@ -22,7 +22,7 @@ from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import Clock
 from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.idle import LoopCursor
-from musetalk_agent.compose.idle_frames import IdleFrames
+from musetalk_agent.compose.idle_frames import IdleFrames, load_first
 from musetalk_agent.compose.passages import Sketch, enter, leave
 from musetalk_agent.compose.timeline import Timeline
 from musetalk_agent.engines.batcher import Batcher
@@ -51,7 +51,7 @@ class Pipeline:
         batcher, session, bundle: the engine, and the avatar as the engine readied it.
         executor: threads for features and composition.
         outputs: where the player reports to.
-        first: the idle frame of idle frame 0, loaded in a worker thread (`load_idle`); None loads it here.
+        first: the idle frame of idle frame 0, loaded in a worker thread (`load_first`); None loads it here.
         av_offset_ms: how much later than the voice the lips move.
     """
 
@@ -71,7 +71,7 @@ class Pipeline:
         timeline = Timeline(face)
         context = MediaContext(publisher, batcher, timeline, cursor, clock, executor, bundle.fps, av_offset_ms)
         self.stats, self.clock, self._emit, self._fps = context.stats, clock, outputs.emit, bundle.fps
-        self.first: VideoFrame = first or face.compositor.idle(0)
+        self.first: VideoFrame = first or load_first(face.compositor)
         self._timeline, self._cursor = timeline, cursor
         cursor.idle()
         self.renderer = FrameRenderer(context)

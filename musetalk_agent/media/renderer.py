@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 from musetalk_agent.clock import Clock
 from musetalk_agent.compose.idle import LoopCursor
+from musetalk_agent.compose.layers import laid
 from musetalk_agent.compose.timeline import ShownFace, ShownFrame, Timeline
 from musetalk_agent.engines.batcher import Batcher, Result
 from musetalk_agent.engines.interface import EngineSession, PatchRequest
@@ -470,5 +471,5 @@ def _composed(look: ShownFrame[OpenFace], patch: Patch | None, leaving: Patch | 
     frame = look.face.compositor.compose(look.idle_index, patch, tag)
     old = look.leaving
     if old is None:
-        return frame
-    return old.mixed(old.face.compositor.compose(old.idle_index, leaving, tag), frame, look)
+        return laid(frame)
+    return laid(old.mixed(old.face.compositor.compose(old.idle_index, leaving, tag), frame, look))

@@ -1,10 +1,12 @@
-"""How an avatar's mouth is made and laid: `avatar_settings` of `/session/start`, handed on to the agent as it is."""
+"""How an avatar is shown: `avatar_settings` of `/session/start`, handed on to the agent as it is."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from musetalk_agent.protocol.background import Background
 
 Smoothing = Literal["off", "light", "strong"]
 Blend = Literal["feather", "multiband", "poisson"]
@@ -24,6 +26,8 @@ class AvatarSettings(BaseModel):
         smoothing: how much of the trembling between frames is taken out.
         blend: how the mouth's picture is joined to the frame around it.
         sharpen: 0 … 1; how much of the missing detail is given back from the clip's own frames.
+        background: what is behind the person: `keep` (the clip as it is), `blur`, `#rrggbb`, or `image:` and an address.
+            All but `keep` need a matte, which the preparation makes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,6 +38,12 @@ class AvatarSettings(BaseModel):
     smoothing: Smoothing = "light"
     blend: Blend = "feather"
     sharpen: float = Field(default=0.0, ge=0.0, le=1.0, allow_inf_nan=False)
+    background: Background = "keep"
+
+    @property
+    def prepared_for(self) -> tuple[int | None, bool]:
+        """What of these settings the preparation depends on: settings that are alike in this need nothing new."""
+        return self.bbox_shift, self.background != "keep"
 
 
 DEFAULTS = AvatarSettings()

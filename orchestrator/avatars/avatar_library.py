@@ -180,7 +180,7 @@ class Avatars:
             update: dict[str, Any] = {} if change.name is None else {"name": change.name}
             if change.settings is not None:
                 update["settings"] = _settings(now.settings, change.settings)
-                if update["settings"].bbox_shift != now.settings.bbox_shift and now.source is not None:
+                if update["settings"].prepared_for != now.settings.prepared_for and now.source is not None:
                     update |= {"state": AvatarState.PREPARING, "error": None}
             now = now.model_copy(update=update)
             await _disk(self._folder.write, now)

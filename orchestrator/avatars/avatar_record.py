@@ -6,9 +6,9 @@ import hashlib
 import re
 import secrets
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field
 
 from musetalk_agent.protocol.avatar_settings import AvatarSettings
 from musetalk_agent.protocol.http import AvatarReport, Strict
@@ -31,27 +31,14 @@ class AvatarState(StrEnum):
 
 
 class ShownSettings(AvatarSettings):
-    """The settings of an avatar: how its mouth is made, what is behind it, and the voice of texts spoken with it.
+    """The settings of an avatar: how it is shown, and the voice of texts spoken with it."""
 
-    Of `background` there is `keep`, which shows the clip as it is.
-    """
-
-    background: Literal["keep"] = "keep"
     voice: str | None = Field(default=None, min_length=1, max_length=VOICE_CHARACTERS)
-
-    @field_validator("background", mode="before")
-    @classmethod
-    def _kept(cls, value: object) -> object:
-        if value != "keep":
-            raise ValueError(
-                f"{str(value)[:60]!r} is not done by this version: use keep, which shows the clip as it is"
-            )
-        return value
 
     @property
     def mouth(self) -> AvatarSettings:
         """What the agent is told."""
-        return AvatarSettings.model_validate(self.model_dump(exclude={"background", "voice"}))
+        return AvatarSettings.model_validate(self.model_dump(exclude={"voice"}))
 
     def over(self, base: ShownSettings) -> ShownSettings:
         """These, and where a field was not given those of `base`."""

@@ -211,7 +211,7 @@ class Preparations:
             record = await asyncio.to_thread(self._folder.read, avatar_id)
             if record is None:
                 return False
-            if made_for is not None and made_for.settings.bbox_shift != record.settings.bbox_shift:
+            if made_for is not None and made_for.settings.prepared_for != record.settings.prepared_for:
                 return False  # `_run` looks again
             await asyncio.to_thread(self._folder.write, record.model_copy(update=update))
             return True

@@ -27,7 +27,7 @@ const CALL_MS = 20_000;
  * @property {string} [frames_zip_url]
  * @property {string} [idle_video_url]
  * @property {string} [engine] by default the agent's own
- * @property {AvatarSettings} [avatar_settings] how the mouth is made and laid
+ * @property {AvatarSettings} [avatar_settings] how the avatar is shown
  * @property {number} [fps] 15 … 60
  * @property {number} [width]
  * @property {number} [height]

@@ -73,7 +73,7 @@ def place(here: World, point: Point, name: str, patch: pytest.MonkeyPatch) -> No
         case "open":
             before(here.factory.engines.batcher("pattern").engine, "open", thread=True)
         case "first frame":
-            before(factory, "load_idle", thread=True)
+            before(factory, "load_first", thread=True)
         case "publisher":  # an address that may not be used is found out here
             patch.setattr(here.factory, "_make_publisher", None)
             before(here.factory, "_publisher")

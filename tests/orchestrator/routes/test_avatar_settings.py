@@ -18,6 +18,7 @@ SETTINGS = {
     "smoothing": "strong",
     "blend": "poisson",
     "sharpen": 0.5,
+    "background": "#00ff00",
 }
 
 
@@ -49,6 +50,8 @@ async def test_a_field_left_out_has_its_default(running: Stage) -> None:
         ("sharpen", 1.01),
         ("sharpen", -0.1),
         ("sharpness", 1),
+        ("background", "green"),
+        ("background", "image:file:///a.png"),
     ],
 )
 async def test_what_cannot_be_is_named(running: Stage, field: str, value: Any) -> None:

@@ -168,7 +168,9 @@ async def test_a_preparation_goes_on_after_a_restart(tmp_path: Path) -> None:
     ("settings", "field"),
     [
         ({"mouth_gain": 40}, "settings.mouth_gain"),
-        ({"background": "blur"}, "settings.background"),
+        ({"background": "black"}, "settings.background"),
+        ({"background": "image:file:///etc/passwd"}, "settings.background"),
+        ({"background": "#12345"}, "settings.background"),
         ({"smile": 1}, "settings.smile"),
         ({"av_offset_ms": -201}, "settings.av_offset_ms"),
     ],

@@ -1,0 +1,55 @@
+"""The last step of a frame whose background is another one: the person is laid onto what is behind it.
+
+Until then a frame is in two layers, so that what two clips share of a passage is mixed where it belongs: persons move towards each
+other, and the background stays where it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+
+from musetalk_agent.avatars.cutout import plain
+from musetalk_agent.avatars.matte_files import alpha_planes
+from musetalk_agent.media_types import Pixels, VideoFrame
+
+_CHROMA_ZERO = 128
+_AS_LUMA = np.rint(16 + np.arange(256) * (219 / 255)).astype(np.uint8)
+"""Alpha as luma in limited range (BT.709-6, table 5)."""
+
+
+def laid(frame: VideoFrame) -> VideoFrame:
+    """The frame as it is published: on its background, or with its alpha below it where it has none. One without layers stays."""
+    if frame.alpha is None:
+        return frame
+    if frame.behind is None:
+        return with_alpha_below(frame)
+    return replace(frame, i420=_over(frame, frame.alpha, frame.behind), alpha=None, behind=None)
+
+
+def on_black(frame: VideoFrame) -> Pixels:
+    """The planes of a frame with alpha on black, uint8 `[h·w·3/2]`: its colours times its alpha."""
+    assert frame.alpha is not None
+    return _over(frame, frame.alpha, plain((0, 0, 0), frame.width, frame.height).planes)
+
+
+def _over(frame: VideoFrame, alpha: Pixels, behind: Pixels) -> Pixels:
+    shape = frame.height * 3 // 2, frame.width  # OpenCV takes a plain vector for a column, which is slower
+    shown = cv2.multiply(behind.reshape(shape), alpha_planes(255 - alpha).reshape(shape), scale=1 / 255)
+    return np.asarray(cv2.add(frame.i420.reshape(shape), shown), np.uint8).reshape(-1)
+
+
+def with_alpha_below(frame: VideoFrame) -> VideoFrame:
+    """A frame of twice the height: its colours on black, and below them its alpha as luma, 16 for nothing and 235 for all."""
+    assert frame.alpha is not None
+    width, height = frame.width, frame.height
+    colours, luma, quarter = on_black(frame), width * height, width * height // 4
+    made = np.full(3 * luma, _CHROMA_ZERO, np.uint8)
+    made[:luma] = colours[:luma]
+    made[luma : 2 * luma] = cv2.LUT(frame.alpha, _AS_LUMA).reshape(-1)
+    for index in range(2):
+        at = 2 * luma + index * 2 * quarter
+        made[at : at + quarter] = colours[luma + index * quarter : luma + (index + 1) * quarter]
+    return replace(frame, i420=made, height=2 * height, alpha=None)
