@@ -239,6 +239,10 @@ async def test_footage_without_a_face_and_without_frames(dubs: Dubs, tmp_path: P
     [
         ({"video_url": "http://a/b.mp4", "avatar_id": "demo"}, "not both"),
         ({"video_url": "http://a/b.mp4", "fps": 30}, "leave them out"),
+        (
+            {"video_url": "http://a/b.mp4", "avatar_settings": {"background": "blur"}},
+            "a dub keeps what its video shows",
+        ),
         ({"avatar_id": "demo", "speaker": "all"}, "belong to a dub"),
         ({"video_url": "http://a/b.mp4", "speaker": "loudest"}, "speaker"),
         ({"video_url": "http://a/b.mp4", "speaker": -1}, "speaker"),
