@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from musetalk_agent.avatars import framing, still_animation
 from musetalk_agent.avatars.archive import FrameArchive
 from musetalk_agent.avatars.bundle import ArrayWriter, read_rows, write_head
+from musetalk_agent.avatars.clip_alpha import ClipAlpha, colours
 from musetalk_agent.avatars.face import FaceNet
 from musetalk_agent.avatars.face_track import FaceTrack, FaceTracker, finish_track
 from musetalk_agent.avatars.limits import AvatarLimits
@@ -79,7 +80,7 @@ def build(job: Job, net: FaceNet, folder: Path) -> None:
     elif kind in PICTURES:
         _build_picture(job, net, folder, job.source.read_bytes(), "the picture", ())
     elif kind in VIDEOS:
-        with open_clip(job.source, kind, job.picture.fps, job.limits, job.allow) as clip:
+        with open_clip(job.source, kind, job.picture.fps, job.limits, job.allow, keep_alpha=True) as clip:
             _build_video(job, net, folder, clip)
     else:
         raise AvatarUndecodable(
@@ -114,12 +115,12 @@ def _build_zip(job: Job, net: FaceNet, folder: Path) -> None:
 
 def _build_picture(job: Job, net: FaceNet, folder: Path, data: bytes, name: str, warnings: Warnings) -> None:
     """An image that moves becomes a clip of its own frames, any other a still."""
-    animation = animation_of(data, name, job.limits, job.allow)
+    animation = animation_of(data, name, job.limits, job.allow, keep_alpha=True)
     if animation is not None:
         frames = animation.frames(job.picture.fps, _target(job))
         _build_clip(job, net, folder, frames, 0, animation.size, lambda: warnings)
         return
-    picture = decode_picture(data, name, job.limits, target=_target(job), allow=job.allow)
+    picture = decode_picture(data, name, job.limits, target=_target(job), allow=job.allow, keep_alpha=True)
     _build_still(job, net, folder, picture.pixels, picture.size, warnings)
 
 
@@ -155,10 +156,10 @@ def _build_clip(
         clip: width and height of the clip where its frames come scaled; None for the first frame's.
         warnings: called after the last frame, for what is to be reported beside what the frames show.
     """
-    tracker = FaceTracker(net)
+    tracker, alpha = FaceTracker(net), ClipAlpha(folder)
     shape: framing.Fit | None = None
     last: tuple[Pixels, Pixels, Pixels] | None = None
-    with closing(ArrayWriter(folder / "scaled.npy")) as writer:
+    with closing(alpha), closing(ArrayWriter(folder / "scaled.npy")) as writer:
         for pixels in frames:
             if clip is None:
                 clip = (pixels.shape[1], pixels.shape[0])
@@ -168,13 +169,15 @@ def _build_clip(
             _check_length(tracker, shape, job.limits)
             if last is None or pixels is not last[0]:
                 small = framing.scale(pixels, shape)
-                last = (pixels, small, framing.to_i420(small))
-            tracker.push(last[1])
-            writer.append(last[2])
+                shown = colours(small)
+                last, planes = (pixels, small, shown), framing.to_i420(shown)
+            alpha.take(last[1])
+            tracker.push(last[2])  # the same array for a frame that is shown again
+            writer.append(planes)
             job.progress("frames", writer.rows, total)
     if clip is None or shape is None:
         raise AvatarEmpty("The clip has no frame in it.")
-    _finish(job, folder, finish_track(tracker, job.picture.fps), clip, shape, warnings())
+    _finish(job, folder, finish_track(tracker, job.picture.fps), clip, shape, warnings(), alpha)
 
 
 def _build_still(
@@ -190,19 +193,20 @@ def _build_still(
     shape = framing.fit(clip, job.picture.width, job.picture.height, job.limits)
     job.allow(shape.scaled[0] * shape.scaled[1])
     pixels = framing.scale(pixels, shape)
-    tracker = FaceTracker(net)
-    tracker.push(pixels)
+    tracker, alpha = FaceTracker(net), ClipAlpha(folder)
+    tracker.push(colours(pixels))
     found = finish_track(tracker, job.picture.fps)
     motion = still_animation.StillAnimation(pixels, found.points[0], job.picture.fps)
     points = []
-    with closing(ArrayWriter(folder / "scaled.npy")) as writer:
+    with closing(alpha), closing(ArrayWriter(folder / "scaled.npy")) as writer:
         for frame, moved in motion.frames():
-            writer.append(framing.to_i420(frame))
+            alpha.take(frame)
+            writer.append(framing.to_i420(colours(frame)))
             points.append(moved)
             job.progress("frames", writer.rows, len(motion))
     covered = list(range(len(points))) if found.covered else []
     track = replace(found, points=np.stack(points), covered=covered)
-    _finish(job, folder, track, clip, shape, warnings, still_picture=True)
+    _finish(job, folder, track, clip, shape, warnings, alpha, still_picture=True)
 
 
 def _check_length(tracker: FaceTracker, shape: framing.Fit, limits: AvatarLimits) -> None:
@@ -223,6 +227,7 @@ def _finish(
     clip: tuple[int, int],
     shape: framing.Fit,
     warnings: Warnings,
+    alpha: ClipAlpha,
     *,
     still_picture: bool = False,
 ) -> None:
@@ -232,9 +237,10 @@ def _finish(
     """
     points = track.points
     if shape.crops or (not still_picture and len(points) < track.total):
-        points = _crop(folder, points, shape, track.start)
+        points = _crop(folder, points, shape, track.start, alpha)
     else:
         (folder / "scaled.npy").rename(folder / "frames.npy")
+        alpha.finish(0, len(points), Box(0, 0, shape.width, shape.height))
     write_faces(folder, points, (shape.width, shape.height), partial(job.progress, "faces"))
     np.save(folder / "mouths.npy", track.mouths(), allow_pickle=False)
     track = replace(track, points=framing.to_clip(track.points, clip, shape))
@@ -243,13 +249,16 @@ def _finish(
     write_head(folder, job.key, job.picture.fps, made)
 
 
-def _crop(folder: Path, points: NDArray[np.float32], shape: framing.Fit, start: int) -> NDArray[np.float32]:
+def _crop(
+    folder: Path, points: NDArray[np.float32], shape: framing.Fit, start: int, alpha: ClipAlpha
+) -> NDArray[np.float32]:
     """Cuts the image's part out of the frames of the shot that begins at `start`; returns the points in that part's pixels."""
     left, top = framing.crop_corner(points, shape)
     box = Box(left, top, left + shape.width, top + shape.height)
     with closing(ArrayWriter(folder / "frames.npy")) as writer:
         for frame in read_rows(folder / "scaled.npy", start, len(points)):
             writer.append(framing.crop_i420(frame, shape.scaled, box))
+    alpha.finish(start, len(points), box)
     (folder / "scaled.npy").unlink()
     return points - np.array([left, top], np.float32)
 

@@ -35,7 +35,7 @@ from musetalk_agent.avatars.face import POINTS
 from musetalk_agent.media_types import Box, Pixels
 from musetalk_agent.protocol.http import AvatarReport
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 
 @dataclass(frozen=True)

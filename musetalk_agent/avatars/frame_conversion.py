@@ -32,7 +32,7 @@ _UNKNOWN, _MATRIX_709, _MATRIX_2020 = 2, 1, 9
 """Two stands for unknown among matrices, transfers and primaries alike (H.273)."""
 _MATRIX_STRANGE = {8: "YCgCo", 10: "BT.2020 with constant luminance", 11: "SMPTE 2085", 14: "ICtCp", 15: "IPT"}
 """Matrices of H.273 that swscale does not know and would take for another."""
-_WHITE = 255
+_WHITE = _OPAQUE = 255
 _STRIP_ROWS = 64
 """Rows that are composited on white at a time: several copies of them are made, which stay in the processor's cache. A multiple of
 four: chroma and image are halved."""
@@ -125,11 +125,18 @@ class FrameConverter:
         aspect: width by height of a pixel.
         aperture: what is shown of a frame; None for all.
         metadata: what is said of frames that do not carry it; None for frames that do.
+        keep_alpha: whether the frames' alpha is returned, too.
     """
 
     def __init__(
-        self, aspect: Fraction = Fraction(1), aperture: Aperture | None = None, metadata: StreamMetadata | None = None
+        self,
+        aspect: Fraction = Fraction(1),
+        aperture: Aperture | None = None,
+        metadata: StreamMetadata | None = None,
+        *,
+        keep_alpha: bool = False,
     ) -> None:
+        self._keep_alpha = keep_alpha
         self._aspect = aspect
         self._aperture = aperture
         self._metadata = metadata
@@ -144,11 +151,35 @@ class FrameConverter:
         return self._turn_of(frame).size(self._square(frame))
 
     def picture(self, frame: VideoFrame, size: tuple[int, int]) -> Pixels:
-        """The frame as uint8 BGR `[h, w, 3]` of `size` (width, height); one pixel a side larger where that is its own size.
+        """The frame as uint8 BGR `[h, w, 3]` of `size` (width, height); one pixel a side larger where that is its own size. With
+        `keep_alpha` it is `[h, w, 4]` where alpha is not opaque all over.
 
         Raises:
             AvatarUndecodable: its colours are of a kind that is not known here.
         """
+        colours = self._colours(frame, size)
+        if not self._keep_alpha or not _has_alpha(frame):
+            return colours
+        shown, alpha = self._shown(frame), self._alpha(frame)
+        if alpha.min() == _OPAQUE:
+            return colours
+        part = alpha[shown.top : shown.top + shown.height, shown.left : shown.left + shown.width]
+        upright = self._turn_of(frame).apply(np.asarray(part, np.uint8))
+        height, width = colours.shape[:2]
+        if upright.shape != (height, width):
+            how = cv2.INTER_AREA if width * height < upright.size else cv2.INTER_LINEAR
+            upright = np.asarray(cv2.resize(upright, (width, height), interpolation=how), np.uint8)
+        return np.dstack([colours, upright])
+
+    def _alpha(self, frame: VideoFrame) -> Pixels:
+        """The frame's alpha at its own size, uint8 `[h, w]`."""
+        if is_yuva(frame):
+            bits = frame.format.components[0].bits
+            samples = _samples(frame.planes[3], bits)
+            return np.asarray(samples >> (bits - 8), np.uint8) if bits > 8 else np.asarray(samples, np.uint8)
+        return self._bgra(frame)[..., 3]
+
+    def _colours(self, frame: VideoFrame, size: tuple[int, int]) -> Pixels:
         turn, shown = self._turn_of(frame), self._shown(frame)
         if self._metadata is not None:
             self._metadata.fill(frame)
@@ -157,7 +188,7 @@ class FrameConverter:
             wanted = (shown.width, shown.height)
         if is_yuva(frame) and not needs_mapping(frame.color_trc, frame.color_primaries):
             frame = laid_on_white(frame, (frame.width, frame.height) if self._aperture is not None else wanted)
-        if any(part.is_alpha for part in frame.format.components):
+        if _has_alpha(frame):
             pixels = self._on_white(frame)
         elif self._aperture is None:
             return turn.apply(self._converted(frame, wanted))
@@ -192,9 +223,7 @@ class FrameConverter:
 
     def _on_white(self, frame: VideoFrame) -> Pixels:
         """A frame with alpha at its own size, as BGR."""
-        picture = self._scaler.reformat(_marked(frame), format="bgra", interpolation=_EXACT)
-        lines = np.frombuffer(cast("bytes", picture.planes[0]), np.uint8).reshape(frame.height, -1)
-        bgra = lines[:, : 4 * frame.width].reshape(frame.height, frame.width, 4)
+        bgra = self._bgra(frame)
         if needs_mapping(frame.color_trc, frame.color_primaries):
             bgra = np.dstack([self._converted(frame, (frame.width, frame.height)), bgra[..., 3]])
         made = np.empty((frame.height, frame.width, 3), np.uint8)
@@ -202,6 +231,11 @@ class FrameConverter:
             rows = slice(top, top + _STRIP_ROWS)
             made[rows] = _opaque(bgra[rows])
         return made
+
+    def _bgra(self, frame: VideoFrame) -> Pixels:
+        picture = self._scaler.reformat(_marked(frame), format="bgra", interpolation=_EXACT)
+        lines = np.frombuffer(cast("bytes", picture.planes[0]), np.uint8).reshape(frame.height, -1)
+        return lines[:, : 4 * frame.width].reshape(frame.height, frame.width, 4)
 
     def _converted(self, frame: VideoFrame, size: tuple[int, int]) -> Pixels:
         """The frame's pixels at `size`, as BGR."""
@@ -218,6 +252,10 @@ class FrameConverter:
                 self._tone, self._tone_of = ToneMap(*key), key
             picture = self._tone.apply(picture).reformat(format="bgr24")
         return cast("Pixels", picture.to_ndarray())
+
+
+def _has_alpha(frame: VideoFrame) -> bool:
+    return any(part.is_alpha for part in frame.format.components)
 
 
 def _marked(frame: VideoFrame) -> VideoFrame:

@@ -88,7 +88,9 @@ def zip_frames(
     """
 
     def load(name: str) -> DecodedPicture:
-        return decode_picture(archive.read(name), name, limits, target=target, allow=allow, at_once=_AT_ONCE)
+        return decode_picture(
+            archive.read(name), name, limits, target=target, allow=allow, at_once=_AT_ONCE, keep_alpha=True
+        )
 
     waiting: deque[Future[DecodedPicture]] = deque()
     first: Size | None = None
@@ -156,14 +158,16 @@ _LEAST_MS, _INSTEAD_MS = 10, 100
 class Animation:
     """An animated image, opened. `size` is its width and height; animations have no EXIF orientation that players honour."""
 
-    def __init__(self, image: Image.Image, name: str, limits: AvatarLimits) -> None:
+    def __init__(self, image: Image.Image, name: str, limits: AvatarLimits, *, keep_alpha: bool = False) -> None:
+        self._keep_alpha = keep_alpha
         self._image = image
         self._name = name
         self._limits = limits
         self.size = image.size
 
     def frames(self, fps: int, target: TargetSize) -> Iterator[Pixels]:
-        """Frames at `fps`: for time `k/fps` the newest one at or before it, uint8 BGR `[h, w, 3]`, at the size that is wanted.
+        """Frames at `fps`: for time `k/fps` the newest one at or before it, at the size that is wanted: uint8 BGR `[h, w, 3]`, or
+        `[h, w, 4]` with alpha.
         A frame that serves several times is the same array each time.
 
         Raises:
@@ -199,7 +203,7 @@ class Animation:
                 if image.size != self.size:
                     raise ValueError("a frame is larger than the picture")
                 image.load()
-                shown = to_pixels(image, target)
+                shown = to_pixels(image, target, keep_alpha=self._keep_alpha)
             except EOFError as error:
                 if at == first:
                     raise AvatarEmpty(f"{self._name!r} has no frame in it.") from error
@@ -211,8 +215,10 @@ class Animation:
             at += 1
 
 
-def animation_of(data: bytes, name: str, limits: AvatarLimits, allow: Callable[[int], object]) -> Animation | None:
-    """The animation that an image is; None for a still one.
+def animation_of(
+    data: bytes, name: str, limits: AvatarLimits, allow: Callable[[int], object], *, keep_alpha: bool = False
+) -> Animation | None:
+    """The animation that an image is; None for a still one. With `keep_alpha` its frames have their alpha as a fourth channel.
 
     Raises:
         AvatarUndecodable: damaged, or under the least size.
@@ -234,7 +240,7 @@ def animation_of(data: bytes, name: str, limits: AvatarLimits, allow: Callable[[
         if not getattr(image, "is_animated", False):
             return None
         grant(image.size)
-        return Animation(image, name, limits)
+        return Animation(image, name, limits, keep_alpha=keep_alpha)
     except DAMAGE_ERRORS as error:
         raise decode_error(name, error) from error
 

@@ -81,6 +81,7 @@ _UPRIGHT = {
 }
 """What brings an image of an EXIF orientation upright (EXIF 2.32, 4.6.4)."""
 _LYING = frozenset({5, 6, 7, 8})
+_OPAQUE = 255
 _BACKGROUND = (255, 255, 255)
 """Transparent images are composited on white, as a browser shows them."""
 _STRIP_ROWS = 256
@@ -101,7 +102,8 @@ class DecodedPicture:
     """An image as it is worked on.
 
     Args:
-        pixels: uint8 BGR `[h, w, 3]`, upright, sRGB, opaque, scaled down.
+        pixels: uint8 BGR `[h, w, 3]`, upright, sRGB, on white, scaled down; with its alpha as a fourth channel where that was asked
+            for and is not opaque all over.
         size: upright width and height of the image that was sent.
     """
 
@@ -117,6 +119,7 @@ def decode_picture(
     target: TargetSize = lambda size: size,
     allow: Callable[[int], object] = lambda pixels: None,
     at_once: int = 1,
+    keep_alpha: bool = False,
 ) -> DecodedPicture:
     """Decodes an image; of an animated one the first frame.
 
@@ -127,6 +130,7 @@ def decode_picture(
         target: the size that is wanted.
         allow: called with what decoding costs, as pixels of `decoder_bytes_per_pixel`, before anything of that size is allocated.
         at_once: how many images are decoded at the same time.
+        keep_alpha: whether the image's alpha is returned, too.
 
     Raises:
         AvatarUndecodable: it is no image, damaged, or under the least size.
@@ -149,7 +153,7 @@ def decode_picture(
 
     try:
         if kind is MediaKind.HEIC:
-            return _decode_heic(data, name, target, grant)
+            return _decode_heic(data, name, target, grant, keep_alpha)
         draft = 1
         if size is not None and kind is not MediaKind.JPEG:
             grant(size, size)
@@ -164,7 +168,8 @@ def decode_picture(
         image.load()
         orientation = orientation_of(image)
         upright = size[::-1] if orientation in _LYING else size
-        return DecodedPicture(to_pixels(image, target(upright), orientation, signalling(data, kind)), upright)
+        pixels = to_pixels(image, target(upright), orientation, signalling(data, kind), keep_alpha=keep_alpha)
+        return DecodedPicture(pixels, upright)
     except DAMAGE_ERRORS as error:
         raise decode_error(name, error) from error
 
@@ -216,22 +221,42 @@ def signalling(data: bytes, kind: MediaKind) -> tuple[int, int] | None:
     return None
 
 
-def to_pixels(image: Image.Image, target: Size, orientation: int = 1, signal: tuple[int, int] | None = None) -> Pixels:
+def to_pixels(
+    image: Image.Image,
+    target: Size,
+    orientation: int = 1,
+    signal: tuple[int, int] | None = None,
+    *,
+    keep_alpha: bool = False,
+) -> Pixels:
     """A loaded image at `target`, its upright size: uint8 BGR `[h, w, 3]`, in sRGB, composited on white. `signal` is what
-    `signalling` says."""
+    `signalling` says. `keep_alpha` adds the alpha as a fourth channel where it is not opaque all over."""
 
     def strip(top: int, bottom: int) -> Image.Image:
         return image if (top, bottom) == (0, image.height) else image.crop((0, top, image.width, bottom))
 
     small = _shrunk(image.size, strip, target[::-1] if orientation in _LYING else target)
+    alpha = _alpha(small) if keep_alpha else None
     small = _opaque(small, image.info.get("icc_profile"), signal)
     if orientation in _UPRIGHT:
         small = small.transpose(_UPRIGHT[orientation])
-    return _bgr(small)
+        alpha = alpha.transpose(_UPRIGHT[orientation]) if alpha is not None else None
+    return _bgr(small, alpha)
 
 
-def _bgr(image: Image.Image) -> Pixels:
-    return cast("Pixels", np.ascontiguousarray(np.asarray(image)[:, :, ::-1]))
+def _alpha(image: Image.Image) -> Image.Image | None:
+    """The alpha of an image in a plain mode; None where it is opaque."""
+    if image.mode not in ("LA", "RGBA"):
+        return None
+    alpha = image.getchannel("A")
+    return alpha if alpha.getextrema()[0] != _OPAQUE else None
+
+
+def _bgr(image: Image.Image, alpha: Image.Image | None = None) -> Pixels:
+    colours = np.asarray(image)[:, :, ::-1]
+    if alpha is not None:
+        return np.dstack([colours, np.asarray(alpha)])
+    return cast("Pixels", np.ascontiguousarray(colours))
 
 
 def _shrunk(size: Size, strip: Callable[[int, int], Image.Image], target: Size) -> Image.Image:
@@ -318,11 +343,14 @@ def _open_heic(data: bytes, name: str) -> Any:
     return file[file.primary_index]
 
 
-def _decode_heic(data: bytes, name: str, target: TargetSize, grant: Callable[[Size, Size], int]) -> DecodedPicture:
+def _decode_heic(
+    data: bytes, name: str, target: TargetSize, grant: Callable[[Size, Size], int], keep_alpha: bool
+) -> DecodedPicture:
     """libheif turns and mirrors by itself; an EXIF orientation beside that is not to be honoured (ISO/IEC 23008-12)."""
     picture = _open_heic(data, name)
     size = picture.size
     grant(size, size)
     pixels = np.asarray(picture)
     small = _shrunk(size, lambda top, bottom: Image.fromarray(pixels[top:bottom]), target(size))
-    return DecodedPicture(_bgr(_opaque(small, picture.info.get("icc_profile"), signalling(data, MediaKind.HEIC))), size)
+    opaque = _opaque(small, picture.info.get("icc_profile"), signalling(data, MediaKind.HEIC))
+    return DecodedPicture(_bgr(opaque, _alpha(small) if keep_alpha else None), size)

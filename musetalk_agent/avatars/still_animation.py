@@ -41,13 +41,14 @@ class StillAnimation:
     """The frames of a still image that moves a little.
 
     Args:
-        pixels: uint8 BGR `[h, w, 3]`.
+        pixels: uint8 BGR `[h, w, 3]`, or with alpha `[h, w, 4]`: its frames then have alpha, too.
         points: its mesh, float32 `[468, 2]` in pixels.
         fps: frames per second of the result.
     """
 
     def __init__(self, pixels: Pixels, points: Points, fps: int) -> None:
-        self._pixels = pixels
+        self._alpha = np.ascontiguousarray(pixels[..., 3]) if pixels.shape[2] == 4 else None
+        pixels = self._pixels = np.ascontiguousarray(pixels[..., :3])
         self._points = points
         self._fps = fps
         self._count = round(_HALF_LOOP_S * fps)
@@ -70,16 +71,14 @@ class StillAnimation:
         """Each frame with the mesh moved along: uint8 BGR `[h, w, 3]`, float32 `[468, 2]` (the eyelids' points excepted, which
         stay open)."""
         left, top = self._corner
-        height, width = self._by_shift.shape
         for k in range(self._count):
             sway, nod, tilt = _head_motion(k / (self._count - 1))
             picture = self._blink.closed(_closure((k - self._blink_at * (self._count - 1)) / self._fps))
             from_x = self._columns - np.float32(sway) * self._by_shift - np.float32(tilt) * self._by_turn[0]
             from_y = self._rows - np.float32(nod) * self._by_shift - np.float32(tilt) * self._by_turn[1]
-            moved = picture.copy()
-            moved[top : top + height, left : left + width] = cv2.remap(
-                picture, from_x, from_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
-            )
+            moved = _moved(picture, from_x, from_y, left, top)
+            if self._alpha is not None:
+                moved = np.dstack([moved, _moved(self._alpha, from_x, from_y, left, top)])
             yield moved, self._moved_points(sway, nod, tilt)
 
     def _moved_points(self, sway: float, nod: float, tilt: float) -> Points:
@@ -109,6 +108,16 @@ class StillAnimation:
         distance = np.minimum(np.hypot(beyond_x, beyond_y) / np.float32(self._width * _FADE), 1.0)
         weight: NDArray[np.float32] = (0.5 + 0.5 * np.cos(np.float32(math.pi) * distance)).astype(np.float32)
         return weight
+
+
+def _moved(picture: Pixels, from_x: NDArray[np.float32], from_y: NDArray[np.float32], left: int, top: int) -> Pixels:
+    """The image with the part at `left`, `top` taken from where the maps say."""
+    height, width = from_x.shape
+    moved = picture.copy()
+    moved[top : top + height, left : left + width] = cv2.remap(
+        picture, from_x, from_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+    )
+    return moved
 
 
 def _head_motion(s: float) -> tuple[float, float, float]:
@@ -192,7 +201,7 @@ class Blink:
     """Draws an image with its eyes closed by degrees.
 
     Args:
-        pixels: uint8 BGR `[h, w, 3]`.
+        pixels: uint8 BGR `[h, w, 3]`, or with alpha `[h, w, 4]`: its frames then have alpha, too.
         points: its mesh, float32 `[468, 2]` in pixels.
     """
 

@@ -64,8 +64,8 @@ class VideoClip:
     def frames(self, size: tuple[int, int]) -> Generator[Pixels]:
         """Frames at the session's rate: for time `k/fps` the newest frame at or before it.
 
-        Each is uint8 BGR `[h, w, 3]` of `size` (width, height), or a pixel a side larger where that is the clip's own size. A
-        frame that serves several times is the same array each time.
+        Each is uint8 BGR `[h, w, 3]` of `size` (width, height), with alpha as a fourth channel where that is kept; a pixel a side
+        larger where that is the clip's own size. A frame that serves several times is the same array each time.
 
         Raises:
             MemoryError: FFmpeg got none.
@@ -111,7 +111,13 @@ class VideoClip:
 
 @contextmanager
 def open_clip(
-    path: Path, kind: MediaKind, fps: int, limits: AvatarLimits, allow: Allow = lambda pixels: None
+    path: Path,
+    kind: MediaKind,
+    fps: int,
+    limits: AvatarLimits,
+    allow: Allow = lambda pixels: None,
+    *,
+    keep_alpha: bool = False,
 ) -> Iterator[VideoClip]:
     """Opens a clip and decodes its first frame. Audio is ignored.
 
@@ -121,6 +127,7 @@ def open_clip(
         fps: rate of the frames wanted.
         limits: what it may cost.
         allow: called with the pixels of a frame before anything of its size is decoded.
+        keep_alpha: whether frames have their alpha as a fourth channel.
 
     Raises:
         MemoryError: FFmpeg got none.
@@ -137,7 +144,7 @@ def open_clip(
             track = VideoTrackDecoder(container, kind, limits, allow)
         aperture = matroska_aperture(path) if kind is MediaKind.WEBM else apertures.get(track.stream.id)
         metadata = _stream_metadata(path, kind, limits, track.stream.index) if track.by_libvpx else None
-        converter = FrameConverter(track.aspect, aperture, metadata)
+        converter = FrameConverter(track.aspect, aperture, metadata, keep_alpha=keep_alpha)
         yield VideoClip(track, converter, fps, allow)
 
 
