@@ -9,6 +9,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Coroutine, Iterable
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import av
@@ -21,6 +22,7 @@ from tests.net.coded import RATE, Seen, coded, decode, strand
 from tests.net.hearing import lines, smoothness
 from tests.net.stack import Stack, stack
 from tests.net.world import World
+from tests.servers.nginx_rtmp import NginxRtmp
 
 _UTTERANCE_S = 10
 _TAIL_S = 0.5
@@ -34,26 +36,31 @@ _SAME_S = 8.0
 
 async def recorded(world: World, seconds: int = 300, interruptions: int = 6) -> list[dict[str, Any]]:
     """So long, with so many interruptions, one fallback to RTMP and one agent killed."""
-    async with rtmp_server() as server, stack(world, agents=2) as running:
-        watcher = Watcher(url := server.url(app="kept"))
-        async with running.live(rtmp_url=url, record=True, **PATTERN) as live:
-            begun, copies = time.monotonic(), _Copies(live)
-            happens = [
-                _at(begun + seconds / 4, _fall_back(running, watcher)),
-                _at(begun + seconds * 5 / 8, _kill(running)),
-                copies.take(),
-            ]
-            happening = [asyncio.create_task(each) for each in happens]
-            await _talk(live, begun, seconds, interruptions)
-            await asyncio.gather(*happening[:2])
-            happening[2].cancel()
-            spoke, ended = await finished(live, 30), time.monotonic()
-            await wait(10, lambda: _quiet_s(live) > _TAIL_S)
-            told, film = await _stopped(live)
-            rate, dark = smoothness(live.viewer, begun, ended)
-            in_room, by_voice = _heard(live, begun)
-        watcher.close()
-        streamed = [piece for push in range(len(list(server.files()))) for piece in pieces(await server.kept(push))]
+    with TemporaryDirectory() as folder:
+        async with rtmp_server() as server, stack(world, agents=2, RECORDING_DIR=folder) as running:
+            return await _session(running, server, seconds, interruptions)
+
+
+async def _session(running: Stack, server: NginxRtmp, seconds: int, interruptions: int) -> list[dict[str, Any]]:
+    watcher = Watcher(url := server.url(app="kept"))
+    async with running.live(rtmp_url=url, record=True, **PATTERN) as live:
+        begun, copies = time.monotonic(), _Copies(live)
+        happens = [
+            _at(begun + seconds / 4, _fall_back(running, watcher)),
+            _at(begun + seconds * 5 / 8, _kill(running)),
+            copies.take(),
+        ]
+        happening = [asyncio.create_task(each) for each in happens]
+        await _talk(live, begun, seconds, interruptions)
+        await asyncio.gather(*happening[:2])
+        happening[2].cancel()
+        spoke, ended = await finished(live, 30), time.monotonic()
+        await wait(10, lambda: _quiet_s(live) > _TAIL_S)
+        told, film = await _stopped(live)
+        rate, dark = smoothness(live.viewer, begun, ended)
+        in_room, by_voice = _heard(live, begun)
+    watcher.close()
+    streamed = [piece for push in range(len(list(server.files()))) for piece in pieces(await server.kept(push))]
     filmed, skews = _filmed(film)
     lost, unheard = _missing([*in_room, *streamed], filmed), _missing(by_voice, filmed)
     note = f"{told['parts']} parts, {told['seconds']:.0f} s, {told['bytes'] / 1e6:.1f} MB; all spoken: {spoke}"

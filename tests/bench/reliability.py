@@ -62,6 +62,7 @@ BENCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "sfu_restart": (f"{_FAILOVER}:sfu_restart", {}),
     "agent_killed": ("tests.bench.reliability_agents:agent_lost", {"how": "killed"}),
     "agent_hung": ("tests.bench.reliability_agents:agent_lost", {"how": "hung"}),
+    "recorded": ("tests.bench.recordings:recorded", {}),
     "soak": ("tests.bench.reliability_soak:soak", {}),
     "to_rtmp_udp": (f"{_FAILOVER}:to_rtmp", {"udp_only": True}),
 }
