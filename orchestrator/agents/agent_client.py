@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import httpx
@@ -87,6 +89,13 @@ async def _trace(request: httpx.Request) -> None:
         request.headers[traces.HEADER] = parent
 
 
+@cache
+def public_trust() -> ssl.SSLContext:
+    """Whom the clients of agents trust: the public authorities, whatever the environment says. They are read once a process, for 20
+    to 80 ms. All share the context: change nothing in it."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
 class AgentFailed(ProblemError):
     """`agent_unavailable` after the agent was reached: it may have begun, or died of, what it was asked."""
 
@@ -98,13 +107,11 @@ class AgentClient:
     """
 
     def __init__(self) -> None:
-        tls = httpx.create_ssl_context(trust_env=False)  # made once: it takes 20 ms
-
         def lane(connections: int) -> httpx.AsyncClient:
             # Proxies of the environment are not for the way between our own services.
             limits = httpx.Limits(max_connections=connections, max_keepalive_connections=20, keepalive_expiry=IDLE_S)
             return httpx.AsyncClient(
-                verify=tls,
+                verify=public_trust(),
                 limits=limits,
                 trust_env=False,
                 event_hooks={"request": [_trace]},

@@ -112,7 +112,8 @@ def page_router(root: Path = WEB) -> APIRouter:
     pages = APIRouter(include_in_schema=False)
     page = load(root)
     for address, file in page.by_address.items():
-        pages.add_api_route(address, _serve(file), methods=["GET", "HEAD"])
+        # a plain route: there is nothing in it that FastAPI would have to read
+        pages.add_route(address, _serve(file), methods=["GET", "HEAD"])
 
     @pages.api_route(ASSETS + "{version}/{name:path}", methods=["GET", "HEAD"])
     async def asset(request: Request, version: str, name: str) -> Response:

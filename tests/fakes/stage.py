@@ -17,6 +17,7 @@ import websockets
 from fastapi import FastAPI
 from websockets.asyncio.client import ClientConnection
 
+from orchestrator.agents.agent_client import public_trust
 from orchestrator.app import create_app
 from orchestrator.serving import server_config
 from orchestrator.settings import Settings
@@ -160,6 +161,8 @@ async def stage(agents: int = 1, voices: Voices | None = None, **overrides: Any)
         url = await stack.enter_async_context(serving(server_config(app, settings, host="127.0.0.1", port=0)))
         headers = {"Authorization": f"Bearer {API_KEY}"}
         http = await stack.enter_async_context(
-            httpx.AsyncClient(base_url=url, headers=headers, timeout=NEVER_S, trust_env=False, limits=BRIEF)
+            httpx.AsyncClient(
+                base_url=url, headers=headers, timeout=NEVER_S, trust_env=False, limits=BRIEF, verify=public_trust()
+            )
         )
         yield Stage(url, app, http, agent, rooms, livekit, settings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -11,7 +10,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-import pytest
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError, ConnectionClosedOK, InvalidStatus
 from websockets.frames import Close
@@ -33,9 +31,7 @@ class Network(httpx.AsyncBaseTransport):
 
     def client(self) -> AgentClient:
         """A client whose calls go through this network."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(httpx, "create_ssl_context", lambda **_: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
-            made = AgentClient()  # nothing here is encrypted, and certificates take 20 ms to read
+        made = AgentClient()
         for lane in made._lanes.values():
             lane._transport = self
         return made
