@@ -49,6 +49,7 @@ CODES: dict[str, RetryVerdict] = {
     "voice_unavailable": RetryVerdict.FINAL,
     "conversation_unavailable": RetryVerdict.FINAL,
     "renders_unavailable": RetryVerdict.FINAL,
+    "avatar_in_use": RetryVerdict.FINAL,
     "idle_timeout": RetryVerdict.LATER,
 }
 """By the problem's own code, where its status says something else. `idle_timeout` closes a WebSocket and has no status."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from pydantic import ValidationError
 
@@ -427,5 +428,6 @@ def _settings(now: ShownSettings, changes: dict[str, Any]) -> ShownSettings:
 
 
 def _name_of(filename: str | None) -> str:
-    stem = Path(filename or "").stem.strip()
+    """By the name of a file, which may be percent-encoded, since a header holds no other letters than English ones."""
+    stem = Path(unquote(filename or "")).stem.strip()
     return "".join(c for c in stem if c.isprintable())[:NAME_CHARACTERS] or _UNNAMED

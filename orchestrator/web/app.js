@@ -4,11 +4,12 @@
  * @module app
  */
 
-import { ApiError, Avatar, AvatarClient } from "./avatar.js";
+import { Avatar, AvatarClient } from "./avatar.js";
 import { Chooser } from "./chooser.js";
 import { Credentials, askForKey } from "./credentials.js";
 import { $, setText } from "./elements.js";
 import { Panel } from "./panel.js";
+import { told } from "./problem-view.js";
 import { Recording } from "./recording.js";
 import { SessionView } from "./session-view.js";
 import { explained, language, switchLanguage, t, translatePage } from "./strings.js";
@@ -26,8 +27,8 @@ const credentials = new Credentials((refused) => askForKey($("key-dialog"), refu
 const token = (/** @type {boolean} */ refused) => credentials.find(refused);
 const client = new AvatarClient({ token });
 const recording = new Recording({ client, showError: showThrown });
-const chooser = new Chooser();
 const panel = new Panel();
+const chooser = new Chooser({ client, panel, showStatus, showError: showThrown, loadVoices });
 
 /** @typedef {"talk" | "say"} Mode */
 
@@ -45,7 +46,9 @@ const page = {
 };
 
 /** @param {string} text */
-const showStatus = (text) => setText($("status"), text);
+function showStatus(text) {
+  setText($("status"), text);
+}
 
 /** @param {string} message @param {string} code */
 function showError(message, code) {
@@ -58,14 +61,8 @@ const hideError = () => ($("problem").hidden = true);
 
 /** @param {unknown} error */
 function showThrown(error) {
-  if (!(error instanceof ApiError)) {
-    showError(error instanceof Error ? error.message : String(error), "page");
-    return;
-  }
-  if (error.field === "url" || error.field === "file") $(error.field).focus();
-  const missing = error.code === "conversation_unavailable";
-  const message = missing ? t("talk.unavailable", { detail: error.message }) : explained(error.code, error.message);
-  showError(error.retryAfterS ? t("problem.retry", { message, seconds: error.retryAfterS }) : message, error.code);
+  const { message, code } = told(error);
+  showError(message, code);
 }
 
 /** @param {"ready" | "starting" | "live"} phase */
@@ -127,8 +124,7 @@ async function start(mode) {
   try {
     enter("starting");
     panel.reset();
-    const request = await chooser.request(client, showProgress);
-    if (page.avatar !== avatar) return;
+    const request = chooser.request();
     showProgress(t("status.preparing"));
     view.startedAt = performance.now();
     if (talks) void openMicrophone(avatar);
@@ -165,10 +161,11 @@ function enterLive(avatar) {
   if (page.avatar !== avatar) return;
   enter("live");
   if (avatar.session) recording.open(avatar.session.session_id);
+  chooser.attach(avatar);
   showStatus(t(invitation()));
   const field = page.mode === "talk" ? $("chat-text") : $("text");
   if (!TOUCH.matches) field.focus({ preventScroll: true }); // on a phone it would open the keyboard over the avatar
-  if (page.mode === "say") void loadVoices();
+  if (page.mode === "say") void loadVoices($("voice"));
 }
 
 const invitation = () => (page.mode === "talk" ? "status.talking" : "status.invitation");
@@ -187,6 +184,7 @@ async function finish(sentence) {
   page.avatar = null;
   page.view = null;
   enter("ready");
+  chooser.attach(null);
   showStatus(t("status.again", { sentence }));
   $(page.mode === "talk" ? "start-talk" : "start").focus({ preventScroll: true });
   view?.close();
@@ -194,9 +192,9 @@ async function finish(sentence) {
   await recording.close();
 }
 
-/** Fills the list of voices, by provider; without it the default voice speaks. */
-async function loadVoices() {
-  if ($("voice").options.length > 1) return;
+/** Fills a list of voices, by provider; without it the default voice speaks. @param {HTMLSelectElement} list */
+async function loadVoices(list) {
+  if (list.querySelector("optgroup")) return;
   const { voices } = await client.voices().catch(() => ({ voices: [] }));
   const languages = new Intl.DisplayNames(language(), { type: "language", fallback: "code" });
   /** @type {Map<string, HTMLOptGroupElement>} */
@@ -208,7 +206,7 @@ async function loadVoices() {
     const label = languageName(languages, language);
     group.append(new Option(voice === language ? label : `${voice}, ${label}`, name));
   }
-  $("voice").append(...groups.values());
+  if (!list.querySelector("optgroup")) list.append(...groups.values());
 }
 
 /** @param {Intl.DisplayNames} names @param {string} tag which the browser may not know */
@@ -264,7 +262,8 @@ function changeLanguage() {
   panel.reset();
   showStatus(t("status.meet"));
   choose(page.mode);
-  for (const old of [...$("voice").children].slice(1)) old.remove(); // languages of voices are named in the page's own
+  chooser.translate();
+  for (const old of document.querySelectorAll("select optgroup")) old.remove(); // languages of voices are named in the page's own
 }
 
 /** The page is being left: the session must not outlive it. */
@@ -309,7 +308,7 @@ function listen() {
     void speak();
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && !$("key-dialog").open) void interrupt();
+    if (event.key === "Escape" && !document.querySelector("dialog[open]")) void interrupt();
   });
   document.addEventListener("visibilitychange", visibilityChanged);
   window.addEventListener("pagehide", leave);
@@ -321,3 +320,7 @@ translatePage();
 choose("talk");
 enter("ready");
 listen();
+void credentials.known().then((known) => {
+  if (known) return chooser.gallery.load();
+  $("load-avatars").hidden = false;
+});

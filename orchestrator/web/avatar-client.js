@@ -11,14 +11,19 @@
  * @module avatar-client
  */
 
+import { ApiError, cancelled, problem, unreachable } from "./api-error.js";
 import { sessionEvents } from "./event-stream.js";
-import { RETRIES, Tries, retryAfterS, verdict } from "./retries.js";
+import { RETRIES, Tries, verdict } from "./retries.js";
+import { uploadOnce } from "./upload.js";
 
+export { ApiError };
 export { AudioLink } from "./audio-link.js";
 
 /** Longest wait for an answer. A start prepares a new avatar first: the orchestrator's own limit is 180 s (`START_TIMEOUT_S`). */
 const START_MS = 200_000;
 const CALL_MS = 20_000;
+/** Between two looks at what is being made. */
+const LOOK_MS = 700;
 
 /**
  * @typedef {object} StartRequest Body of `POST /session/start`; of several avatar sources the id wins, then the zip.
@@ -50,7 +55,7 @@ const CALL_MS = 20_000;
  * @typedef {{instructions?: string, greeting?: string, language?: string, voice?: string, llm?: ModelChoice, stt?: ModelChoice}} ConversationRequest
  * @typedef {{base_url: string, model: string, api_key?: string}} ModelChoice an address in OpenAI's dialect; for an operator's key only
  * @typedef {Record<string, string | number | null>} AvatarSettings
- * @typedef {{avatar_id: string, frames: number, cached: boolean, face_px: number, warnings: Coded[]}} AvatarReport
+ * @typedef {{avatar_id: string, frames: number, width: number, height: number, fps: number, cached: boolean, face_px: number, still: boolean, warnings: Coded[]}} AvatarReport
  * @typedef {object} LibraryAvatar
  * @property {string} avatar_id
  * @property {string} name
@@ -60,6 +65,25 @@ const CALL_MS = 20_000;
  * @property {AvatarReport | null} report
  * @property {AvatarSettings} settings
  * @property {{name: string, frames: number | null, cached: boolean}[]} clips
+ * @property {{code: string, detail: string} | null} error
+ *
+ * @typedef {object} RenderOrder Body of `POST /renders`, without dubs: an avatar that says a text or a file.
+ * @property {string} [avatar_id]
+ * @property {string} [text]
+ * @property {string} [audio_url]
+ * @property {string} [voice]
+ * @property {string} [engine]
+ * @property {number} [fps]
+ * @property {number} [width]
+ * @property {number} [height]
+ * @property {AvatarSettings} [avatar_settings]
+ *
+ * @typedef {object} Render Answer of `GET /renders/{id}`.
+ * @property {string} render_id
+ * @property {"queued" | "running" | "done" | "failed" | "cancelled"} state
+ * @property {number} progress 0 … 1
+ * @property {string | null} engine
+ * @property {{url: string, bytes: number, seconds: number} | null} result
  * @property {{code: string, detail: string} | null} error
  *
  * @typedef {{participant: string}} ParticipantSource identity of a participant whose microphone the avatar says
@@ -122,50 +146,8 @@ const CALL_MS = 20_000;
  * @typedef {{name: string, language: string, provider: string}} Voice `name` goes into `speak`, `language` is BCP 47
  */
 
-/** An answer that is not 2xx (its problem+json), or no answer at all (`code` is then `network`, or `cancelled`). */
-export class ApiError extends Error {
-  /**
-   * @param {string} message one sentence for the user
-   * @param {{code: string, status?: number, field?: string, retryAfterS?: number}} problem
-   */
-  constructor(message, { code, status = 0, field, retryAfterS }) {
-    super(message);
-    this.name = "ApiError";
-    this.code = code;
-    this.status = status;
-    this.field = field;
-    this.retryAfterS = retryAfterS;
-  }
-}
-
-/**
- * @param {number} status
- * @param {string} text the answer's body
- * @param {string|null} retryAfter value of its `Retry-After` header
- */
-function problem(status, text, retryAfter) {
-  let body;
-  try {
-    body = JSON.parse(text);
-  } catch {
-    body = null;
-  }
-  const message = body?.detail || body?.title || `The server answered ${status}.`;
-  return new ApiError(typeof message === "string" ? message : JSON.stringify(message), {
-    code: body?.code || `http_${status}`,
-    status,
-    field: body?.field,
-    retryAfterS: retryAfterS(retryAfter),
-  });
-}
-
-const unreachable = () =>
-  new ApiError("The server cannot be reached. Check that it is running and that you are online.", { code: "network" });
-
 /** Browsers have `randomUUID` on secure pages only. */
 const randomKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-
-const cancelled = () => new ApiError("The call was cancelled.", { code: "cancelled" });
 
 /**
  * Calls the orchestrator. Every method throws `ApiError`. A call that may succeed later is retried for half a minute, with the waits
@@ -239,22 +221,8 @@ export class AvatarClient {
   }
 
   /** The film as far as it has come. @param {string} id @param {AbortSignal} [signal] @returns {Promise<Blob>} */
-  async film(id, signal) {
-    this.token = await this.findToken(false);
-    const open = () =>
-      fetch(`${this.baseUrl}/session/${encodeURIComponent(id)}/recording.mp4`, { headers: { Authorization: `Bearer ${this.token}` }, cache: "no-store", signal });
-    try {
-      let answer = await open();
-      if (answer.status === 401) {
-        this.token = await this.findToken(true);
-        answer = await open();
-      }
-      if (!answer.ok) throw problem(answer.status, await answer.text(), answer.headers.get("Retry-After"));
-      return await answer.blob();
-    } catch (error) {
-      if (error instanceof ApiError) throw error;
-      throw signal?.aborted ? cancelled() : unreachable();
-    }
+  film(id, signal) {
+    return this.#file(`/session/${encodeURIComponent(id)}/recording.mp4`, signal);
   }
 
   /** @param {string} id @returns {Promise<{dropped_s: number}>} */
@@ -330,7 +298,7 @@ export class AvatarClient {
 
   /** Takes an avatar by its address; it is prepared afterwards. @param {{url: string, name?: string, settings?: AvatarSettings}} order @returns {Promise<LibraryAvatar>} */
   addAvatar(order) {
-    return this.#call("POST", "/avatars", order, { repeatable: true }, { "Idempotency-Key": crypto.randomUUID() });
+    return this.#call("POST", "/avatars", order, { repeatable: true }, { "Idempotency-Key": randomKey() });
   }
 
   /** Renames it, sets its settings; one that is null goes back to its default. @param {string} id @param {{name?: string, settings?: AvatarSettings}} change @returns {Promise<LibraryAvatar>} */
@@ -341,6 +309,47 @@ export class AvatarClient {
   /** @param {string} id @returns {Promise<null>} */
   deleteAvatar(id) {
     return this.#call("DELETE", `/avatars/${encodeURIComponent(id)}`);
+  }
+
+  /** A frame of the avatar as JPEG, once it is prepared. @param {string} id @param {AbortSignal} [signal] @returns {Promise<Blob>} */
+  poster(id, signal) {
+    return this.#file(`/avatars/${encodeURIComponent(id)}/poster.jpg`, signal);
+  }
+
+  /**
+   * Waits until an avatar is not `preparing` any more: it is `ready`, or `failed` with its `error`.
+   * @param {string} id
+   * @param {{signal?: AbortSignal, onProgress?: (avatar: LibraryAvatar) => void}} [options] `onProgress` is called at each look, the last one included
+   * @returns {Promise<LibraryAvatar>}
+   */
+  prepared(id, { signal, onProgress } = {}) {
+    return watched(() => this.avatar(id, { signal }), ({ state }) => state !== "preparing", signal, onProgress);
+  }
+
+  /** Orders a film, which is made after the answer. @param {RenderOrder} order @param {CallOptions} [options] @returns {Promise<Render>} */
+  render(order, options) {
+    return this.#call("POST", "/renders", order, { repeatable: true, ...options }, { "Idempotency-Key": randomKey() });
+  }
+
+  /** Ends a render that has not ended. @param {string} id @returns {Promise<Render>} */
+  cancelRender(id) {
+    return this.#call("POST", `/renders/${encodeURIComponent(id)}/cancel`, undefined, { repeatable: true, keepalive: true });
+  }
+
+  /**
+   * Waits until a render has ended: it is `done`, `failed` with its `error`, or `cancelled`.
+   * @param {string} id
+   * @param {{signal?: AbortSignal, onProgress?: (render: Render) => void}} [options] as of `prepared`
+   * @returns {Promise<Render>}
+   */
+  rendered(id, { signal, onProgress } = {}) {
+    const look = () => this.#call("GET", `/renders/${encodeURIComponent(id)}`, undefined, { repeatable: true, signal });
+    return watched(look, ({ state }) => state !== "queued" && state !== "running", signal, onProgress);
+  }
+
+  /** The film of a render that is done. @param {string} id @param {AbortSignal} [signal] @returns {Promise<Blob>} */
+  renderedFilm(id, signal) {
+    return this.#file(`/renders/${encodeURIComponent(id)}/result.mp4`, signal);
   }
 
   /**
@@ -359,21 +368,40 @@ export class AvatarClient {
   }
 
   /**
-   * Uploads a clip, a zip of frames or a picture as an avatar of the library, which is prepared afterwards.
+   * Uploads a clip, a zip of frames or a picture as an avatar of the library, which is prepared afterwards. It has the file's name.
    * @param {Blob} file
    * @param {(fraction: number) => void} [onProgress] 0 … 1, of the bytes sent
+   * @param {{name?: string, signal?: AbortSignal}} [options] `name` in place of the file's own
    * @returns {Promise<LibraryAvatar>}
    */
-  async upload(file, onProgress) {
+  async upload(file, onProgress, { name = file instanceof File ? file.name : undefined, signal } = {}) {
     const attempt = async (/** @type {boolean} */ refused) => {
       this.token = await this.findToken(refused);
-      return uploadOnce(`${this.baseUrl}/avatars`, this.token, file, onProgress);
+      return uploadOnce(`${this.baseUrl}/avatars`, this.token, file, { name, signal, onProgress });
     };
     try {
       return await attempt(false);
     } catch (error) {
       if (error instanceof ApiError && error.status === 401) return attempt(true);
       throw error;
+    }
+  }
+
+  /** The bytes at an address. @param {string} path @param {AbortSignal} [signal] @returns {Promise<Blob>} */
+  async #file(path, signal) {
+    this.token = await this.findToken(false);
+    const open = () => fetch(this.baseUrl + path, { headers: { Authorization: `Bearer ${this.token}` }, cache: "no-store", signal });
+    try {
+      let answer = await open();
+      if (answer.status === 401) {
+        this.token = await this.findToken(true);
+        answer = await open();
+      }
+      if (!answer.ok) throw problem(answer.status, await answer.text(), answer.headers.get("Retry-After"));
+      return await answer.blob();
+    } catch (error) {
+      if (error instanceof ApiError) throw error;
+      throw signal?.aborted ? cancelled() : unreachable();
     }
   }
 
@@ -457,25 +485,19 @@ export class AvatarClient {
 }
 
 /**
- * XMLHttpRequest reports an upload's progress; `fetch` does not.
- * @param {string} url
- * @param {string} token
- * @param {Blob} file
- * @param {(fraction: number) => void} [onProgress]
- * @returns {Promise<LibraryAvatar>}
+ * Looks until what is seen is over.
+ * @template Seen
+ * @param {() => Promise<Seen>} look
+ * @param {(seen: Seen) => boolean} isOver
+ * @param {AbortSignal} [signal]
+ * @param {(seen: Seen) => void} [onLook]
  */
-function uploadOnce(url, token, file, onProgress) {
-  return new Promise((resolve, reject) => {
-    const request = new XMLHttpRequest();
-    request.open("POST", url);
-    request.setRequestHeader("Authorization", `Bearer ${token}`);
-    request.setRequestHeader("Content-Type", file.type || "application/octet-stream");
-    request.upload.onprogress = (event) => event.lengthComputable && onProgress?.(event.loaded / event.total);
-    request.onerror = () => reject(unreachable());
-    request.onload = () => {
-      if (request.status >= 200 && request.status < 300) resolve(JSON.parse(request.responseText));
-      else reject(problem(request.status, request.responseText, request.getResponseHeader("Retry-After")));
-    };
-    request.send(file);
-  });
+async function watched(look, isOver, signal, onLook) {
+  for (;;) {
+    const seen = await look();
+    onLook?.(seen);
+    if (isOver(seen)) return seen;
+    await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
+    if (signal?.aborted) throw cancelled();
+  }
 }

@@ -1,95 +1,110 @@
 /**
- * The form before the start: avatar, room, engine.
+ * What is chosen before the start, the avatar, the room and the engine; the avatar also while a session runs.
  *
  * @module chooser
  */
 
-import { ApiError } from "./avatar-client.js";
-import { $ } from "./elements.js";
-import { t } from "./strings.js";
-
-// By this file's address, so that both come from the same version of the page as it.
-const POSTER = new URL("./poster.jpg", import.meta.url).href;
-const PLACEHOLDER = new URL("./face.svg", import.meta.url).href;
+import { AddAvatar } from "./add-avatar.js";
+import { AvatarDialog } from "./avatar-dialog.js";
+import { $, setText } from "./elements.js";
+import { Gallery, stateText } from "./gallery.js";
+import { explained, t } from "./strings.js";
 
 export class Chooser {
-  constructor() {
+  /**
+   * @param {object} parts
+   * @param {import("./avatar-client.js").AvatarClient} parts.client
+   * @param {import("./panel.js").Panel} parts.panel
+   * @param {(text: string) => void} parts.showStatus
+   * @param {(error: unknown) => void} parts.showError
+   * @param {(select: HTMLSelectElement) => Promise<void>} parts.loadVoices
+   */
+  constructor({ client, panel, showStatus, showError, loadVoices }) {
+    this.panel = panel;
+    this.showStatus = showStatus;
+    this.showError = showError;
+    /** Of the session that runs. @type {import("./avatar.js").Avatar | null} */
+    this.running = null;
+    this.changing = false;
+    this.gallery = new Gallery({ client, showError, onPick: () => this.#show() });
+    this.adding = new AddAvatar({ client, onAdded: (avatar) => this.gallery.add(avatar) });
+    this.tuning = new AvatarDialog({
+      client,
+      loadVoices,
+      onChanged: (avatar) => this.gallery.show(avatar),
+      onDeleted: ({ avatar_id, name }) => {
+        this.gallery.remove(avatar_id);
+        setText($("gallery-status"), t("gallery.deleted", { name }));
+      },
+    });
     const query = new URLSearchParams(location.search);
     $("room").value = query.get("room") ?? `avatar-${crypto.randomUUID().slice(0, 8)}`;
     if ([...$("engine").options].some((option) => option.value === query.get("engine"))) $("engine").value = query.get("engine");
-    /** The last upload, which is not sent twice. @type {{file: File, avatar_id: string} | null} */
-    this.uploaded = null;
-    this.previewUrl = "";
-    $("chooser").addEventListener("change", () => this.show());
     $("chooser").addEventListener("submit", (/** @type {Event} */ event) => {
       event.preventDefault();
       $("start-talk").click();
     });
-    this.show();
+    $("tune").addEventListener("click", () => this.gallery.avatar && void this.tuning.open(this.gallery.avatar));
+    $("change").addEventListener("click", () => $("change-dialog").showModal());
+    $("show-avatar").addEventListener("click", () => void this.#change());
   }
 
-  /** @returns {"demo" | "url" | "upload"} */
-  get source() {
-    return $("chooser").elements.source.value;
+  /** The start request that the form describes. @returns {import("./avatar-client.js").StartRequest} */
+  request() {
+    return { room: $("room").value.trim() || "avatar", ...($("engine").value && { engine: $("engine").value }), avatar_id: this.gallery.picked };
   }
 
-  /** Shows the fields of the chosen source, and a preview of it where there is one. */
-  show() {
-    const source = this.source;
-    $("source-url").hidden = source !== "url";
-    $("source-upload").hidden = source !== "upload";
-    const file = source === "upload" ? $("file").files[0] : undefined;
-    URL.revokeObjectURL(this.previewUrl);
-    this.previewUrl = file ? URL.createObjectURL(file) : "";
-    const isClip = Boolean(file?.type.startsWith("video/"));
-    const isPicture = Boolean(file?.type.startsWith("image/"));
-    $("poster").hidden = isClip;
-    $("poster").src = isPicture ? this.previewUrl : source === "demo" ? POSTER : PLACEHOLDER;
-    $("poster-clip").hidden = !isClip;
-    if (isClip) $("poster-clip").src = this.previewUrl;
-    else $("poster-clip").removeAttribute("src");
-    if (isClip && !matchMedia("(prefers-reduced-motion: reduce)").matches) $("poster-clip").play().catch(() => {});
+  /** A session runs from now on, whose avatar may be changed; null: none does. @param {import("./avatar.js").Avatar | null} running */
+  attach(running) {
+    this.running = running;
+    $("change-dialog").close();
+    $("change").hidden = running === null;
+    if (running) $("change-title").after($("gallery"));
+    else $("chooser").prepend($("gallery"));
+    this.#show();
   }
 
-  /**
-   * The start request that the form describes. Uploads the chosen file first.
-   * @param {import("./avatar-client.js").AvatarClient} client
-   * @param {(status: string) => void} showProgress
-   * @returns {Promise<import("./avatar-client.js").StartRequest>}
-   */
-  async request(client, showProgress) {
-    const request = { room: $("room").value.trim() || "avatar", ...($("engine").value && { engine: $("engine").value }) };
-    if (this.source === "demo") return { ...request, avatar_id: "demo" };
-    if (this.source === "upload") return { ...request, avatar_id: await this.#upload(client, showProgress) };
-    const url = $("url").value.trim();
-    if (!/^https?:\/\/\S+$/.test(url)) {
-      throw new ApiError(t("chooser.no_address"), { code: "avatar_missing", field: "url" });
-    }
-    const isZip = new URL(url).pathname.toLowerCase().endsWith(".zip");
-    return { ...request, ...(isZip ? { frames_zip_url: url } : { idle_video_url: url }) };
+  /** The page's language is another one. */
+  translate() {
+    this.gallery.translate();
+    this.#show();
   }
 
-  /**
-   * @param {import("./avatar-client.js").AvatarClient} client
-   * @param {(status: string) => void} showProgress
-   */
-  async #upload(client, showProgress) {
-    const file = $("file").files[0];
-    if (!file) throw new ApiError(t("chooser.no_file"), { code: "avatar_missing", field: "file" });
-    if (this.uploaded && this.uploaded.file === file) return this.uploaded.avatar_id;
-    const bar = $("upload-progress");
-    bar.hidden = false;
+  /** Shows the one that is picked, on the stage and below the tiles. */
+  #show() {
+    const { avatar, poster } = this.gallery;
+    $("poster").src = poster;
+    $("tune").hidden = avatar === null;
+    $("show-avatar").hidden = this.running === null;
+    $("show-avatar").disabled = this.changing || avatar?.state === "failed";
+    $("picked").hidden = avatar === null && this.running === null;
+    const sentence = avatar?.error ? explained(avatar.error.code, avatar.error.detail) : avatar ? stateText(avatar) : "";
+    setText($("picked-text"), avatar ? t("gallery.picked", { name: avatar.name, state: sentence }) : "");
+    $("picked").dataset.state = avatar?.state ?? "ready";
+    if (avatar) this.tuning.show(avatar);
+  }
+
+  /** Shows the one that is picked in the session that runs. */
+  async #change() {
+    const { running } = this;
+    if (!running || this.changing) return;
+    const name = this.gallery.avatar?.name ?? t("chooser.demo");
+    this.changing = true;
+    this.#show();
+    $("change-dialog").close(); // the status is behind it
+    this.showStatus(t("status.changing", { name }));
     try {
-      const { avatar_id } = await client.upload(file, (fraction) => {
-        bar.value = fraction;
-        const { name } = file;
-        showProgress(fraction < 1 ? t("chooser.uploading", { name, percent: Math.round(100 * fraction) }) : t("chooser.uploaded", { name }));
-      });
-      this.uploaded = { file, avatar_id };
-      return avatar_id;
+      const { avatar } = await running.show({ avatar_id: this.gallery.picked });
+      if (this.running !== running) return;
+      this.panel.warnings(avatar.warnings);
+      this.showStatus(t("status.changed", { name }));
+    } catch (error) {
+      if (this.running !== running) return;
+      this.showStatus(t("status.not_changed"));
+      this.showError(error);
     } finally {
-      bar.hidden = true;
-      bar.value = 0;
+      this.changing = false;
+      this.#show();
     }
   }
 }

@@ -22,6 +22,12 @@ export class Credentials {
     this.finding = null;
   }
 
+  /** Whether there is a token that the user need not be asked for. @returns {Promise<boolean>} */
+  async known() {
+    if (sessionStorage.getItem(STORED) !== null) return true;
+    return (await this.#pageToken().catch(() => null)) !== null;
+  }
+
   /** @param {boolean} refused the server answered 401 to the last token @returns {Promise<string>} */
   find(refused) {
     if (refused) {

@@ -5,6 +5,7 @@
  */
 
 import { $, make, setText } from "./elements.js";
+import { warningItems } from "./problem-view.js";
 import { explained, language, t, tOr } from "./strings.js";
 
 const EVENTS_KEPT = 8;
@@ -52,11 +53,7 @@ export class Panel {
   /** @param {import("./avatar-client.js").Coded[]} warnings of the avatar's report */
   warnings(warnings) {
     $("warnings").hidden = !warnings.length;
-    $("warnings").replaceChildren(...warnings.map(({ code, message }) => {
-      const item = make("li", `${explained(code, message)} `);
-      item.append(make("code", code));
-      return item;
-    }));
+    $("warnings").replaceChildren(...warningItems(warnings));
   }
 
   /** @param {import("./avatar-client.js").Coded | null | undefined} diagnosis @param {boolean} [translated] its message is in the page's language */

@@ -20,7 +20,7 @@ export const RETRIES = {
   "codes": {
     "session_ended": "final", "idempotency_conflict": "final", "speech_elsewhere": "final", "publisher_unavailable": "final",
     "engine_unavailable": "final", "voice_unavailable": "final", "conversation_unavailable": "final",
-    "renders_unavailable": "final",
+    "renders_unavailable": "final", "avatar_in_use": "final",
     "idle_timeout": "later"
   },
   "closes": {

@@ -6,15 +6,16 @@
  */
 
 import { storeChoice, storedChoice } from "./choices.js";
+import { EN as GALLERY_EN, ZH as GALLERY_ZH } from "./gallery-texts.js";
 
 const STORED = "avatar.language";
 
 const EN = {
+  ...GALLERY_EN,
   title: "Talking avatar",
   "nav.label": "More",
   "stage.label": "Avatar",
   "stage.video": "The avatar",
-  "stage.upload": "Upload",
   "stage.captions": "Captions",
   "stage.unblock": "Turn sound on",
   "stage.log": "What the avatar says",
@@ -25,21 +26,6 @@ const EN = {
   "problem.close": "Dismiss",
   "problem.close_label": "Dismiss this message",
   "problem.retry": "{message} Try again in {seconds} s.",
-  "chooser.avatar": "Avatar",
-  "chooser.demo": "Demo face",
-  "chooser.url": "From a URL",
-  "chooser.upload": "Upload",
-  "chooser.address": "Address of a video, a picture or a zip of frames",
-  "chooser.file": "A video, a picture or a zip of frames",
-  "chooser.options": "Options",
-  "chooser.room": "Room",
-  "chooser.engine": "Engine",
-  "chooser.engine_default": "The server’s default",
-  "chooser.engine_pattern": "pattern (to measure)",
-  "chooser.no_address": "Type the address of a face: it begins with http:// or https://.",
-  "chooser.no_file": "Choose a file first: a video, a picture or a zip of frames.",
-  "chooser.uploading": "Uploading {name}: {percent} %",
-  "chooser.uploaded": "Uploaded {name}. The server reads it …",
   "speak.text": "Text to speak",
   "speak.placeholder": "Type something and press Enter",
   "speak.voice": "Voice",
@@ -221,11 +207,11 @@ const EN = {
 
 /** @type {Record<keyof typeof EN, string>} */
 const ZH = {
+  ...GALLERY_ZH,
   title: "会说话的数字人",
   "nav.label": "更多",
   "stage.label": "数字人",
   "stage.video": "数字人画面",
-  "stage.upload": "上传",
   "stage.captions": "字幕",
   "stage.unblock": "打开声音",
   "stage.log": "数字人说的话",
@@ -236,21 +222,6 @@ const ZH = {
   "problem.close": "关闭",
   "problem.close_label": "关闭此消息",
   "problem.retry": "{message} 请在 {seconds} 秒后重试。",
-  "chooser.avatar": "形象",
-  "chooser.demo": "演示人脸",
-  "chooser.url": "来自网址",
-  "chooser.upload": "上传文件",
-  "chooser.address": "视频、图片或帧图片 zip 包的网址",
-  "chooser.file": "视频、图片或帧图片 zip 包",
-  "chooser.options": "选项",
-  "chooser.room": "房间",
-  "chooser.engine": "引擎",
-  "chooser.engine_default": "服务器默认",
-  "chooser.engine_pattern": "pattern（用于测量）",
-  "chooser.no_address": "请输入人脸素材的网址，以 http:// 或 https:// 开头。",
-  "chooser.no_file": "请先选择文件：视频、图片或帧图片 zip 包。",
-  "chooser.uploading": "正在上传 {name}：{percent} %",
-  "chooser.uploaded": "{name} 已上传，服务器正在读取……",
   "speak.text": "要说的文字",
   "speak.placeholder": "输入文字，按回车键发送",
   "speak.voice": "音色",

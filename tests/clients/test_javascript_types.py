@@ -27,7 +27,7 @@ OPTIONS = {
     "types": [],
 }
 CALLER = """
-import { Avatar, ApiError } from "%s/avatar.js";
+import { Avatar, AvatarClient, ApiError } from "%s/avatar.js";
 const avatar = new Avatar({ video: document.createElement("video") });
 avatar.on("state", ({ state, reason }) => { const word: "speaking" | string = state; void word; void reason?.length; });
 avatar.on("playback.finished", ({ position_s }) => position_s.toFixed(2));
@@ -37,6 +37,14 @@ const { segment }: { segment: number } = await avatar.speak("Hello.");
 const { avatar: shown } = await avatar.show({ avatar_id: "ava_0" });
 const face: number = shown.face_px;
 await avatar.act("wave", { loop: true });
+const client = new AvatarClient({ token: "key" });
+const added = await client.upload(new Blob(), (fraction) => fraction.toFixed(1), { name: "Ada.mp4" });
+const { state } = await client.prepared(added.avatar_id, { onProgress: ({ progress }) => progress.toFixed(1) });
+const picture: Blob = await client.poster(added.avatar_id);
+const order = await client.render({ avatar_id: added.avatar_id, text: "Ah.", avatar_settings: { mouth_gain: 1.5 } });
+const { result } = await client.rendered(order.render_id);
+const film: Blob = await client.renderedFilm(order.render_id);
+void state, picture, film, result?.seconds.toFixed(1);
 """
 WRONG = """
 avatar.on("statte", () => {});
@@ -44,6 +52,7 @@ avatar.on("state", ({ colour }) => colour);
 avatar.start({ avatar_id: "demo" });
 avatar.speak(7);
 avatar.act({ loop: true });
+client.render("Ah.");
 new Avatar({});
 """
 
@@ -67,7 +76,7 @@ def test_types_hold_together_and_tell_a_wrong_call(tmp_path: Path) -> None:
     right, wrong = tmp_path / "right.mts", tmp_path / "wrong.mts"
     right.write_text(CALLER % WEB)
     wrong.write_text(CALLER % WEB + WRONG)
-    assert check(tmp_path, *modules, right, wrong) == {"wrong.mts": [13, 14, 15, 16, 17, 18]}
+    assert check(tmp_path, *modules, right, wrong) == {"wrong.mts": [21, 22, 23, 24, 25, 26, 27]}
 
 
 def test_what_may_be_asked_of_a_start_is_what_the_api_takes() -> None:

@@ -8,16 +8,22 @@ from tests.clients.printed import ROOT
 
 WEB = ROOT / "orchestrator" / "web"
 PAGE = (WEB / "index.html").read_text("utf-8")
-SOURCE = (WEB / "strings.js").read_text("utf-8")
+SOURCES = [(WEB / name).read_text("utf-8") for name in ("gallery-texts.js", "strings.js")]
 MODULES = (
+    "add-avatar",
     "app",
+    "avatar-dialog",
+    "camera",
     "captions-view",
     "choices",
     "chooser",
     "credentials",
+    "gallery",
     "hold-button",
     "microphone",
     "panel",
+    "preview",
+    "problem-view",
     "recording",
     "say",
     "session-view",
@@ -26,15 +32,19 @@ MODULES = (
 """The page's own modules. The published client's errors are English, and translated by their code."""
 SPOKEN = {"Hello! What would you like to talk about?"}
 """The avatar says it, in the language that the embedded models understand."""
-PREFIXES = ("code.", "funnel.", "chip.")
+PREFIXES = ("code.", "funnel.", "chip.", "camera.")
 """Keys that are made at run time."""
 
 
 def table(name: str) -> dict[str, str]:
-    start = SOURCE.index(f"const {name} = {{")
-    body = SOURCE[start : SOURCE.index("\n};", start)]
-    entries = re.findall(r'^  "?([\w.]+)"?: "(.*)",$', body, re.MULTILINE)
-    assert len(entries) == len(dict(entries)) == sum(1 for line in body.splitlines()[1:] if not line.startswith("  //"))
+    entries: list[tuple[str, str]] = []
+    for source in SOURCES:
+        start = source.index(f"const {name} = {{")
+        body = source[start : source.index("\n};", start)]
+        found = re.findall(r'^  "?([\w.]+)"?: "(.*)",$', body, re.MULTILINE)
+        assert len(found) == sum(1 for line in body.splitlines()[1:] if not line.startswith(("  //", "  ...")))
+        entries += found
+    assert len(entries) == len(dict(entries))
     return dict(entries)
 
 

@@ -42,6 +42,21 @@ async def settled(running: Stage, avatar_id: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.parametrize(
+    ("filename", "name"),
+    [
+        ("Zo%C3%AB%20%E4%BD%90.mp4", "Zoë 佐"),
+        ("50%.mp4", "50%"),
+        ("%00%0A.mp4", "Avatar"),
+        ("%FF.mp4", "\ufffd"),
+        ("a%2Fb.png", "b"),
+    ],
+)
+async def test_a_file_name_may_be_percent_encoded(running: Stage, filename: str, name: str) -> None:
+    answer = await running.http.post("/avatars", content=CLIP, headers={"X-Filename": filename})
+    assert answer.json()["name"] == name
+
+
 async def test_an_avatar_is_prepared_shown_changed_and_deleted() -> None:
     async with stage() as running:
         running.agent.avatars.may_prepare.clear()
