@@ -10,6 +10,8 @@ import { t } from "./strings.js";
 
 const STORED = "avatar.api-key";
 const RENEW_BEFORE_MS = 30_000;
+/** Hosts on which a server issues page tokens. */
+const LOOPBACK = /^(localhost|127(\.\d+){3}|\[::1\])$/;
 
 export class Credentials {
   /** @param {(refused: boolean) => Promise<string|null>} ask asks the user for the key; null when cancelled */
@@ -25,7 +27,7 @@ export class Credentials {
   /** Whether there is a token that the user need not be asked for. @returns {Promise<boolean>} */
   async known() {
     if (sessionStorage.getItem(STORED) !== null) return true;
-    return (await this.#pageToken().catch(() => null)) !== null;
+    return LOOPBACK.test(location.hostname) && (await this.#pageToken().catch(() => null)) !== null;
   }
 
   /** @param {boolean} refused the server answered 401 to the last token @returns {Promise<string>} */
