@@ -97,11 +97,14 @@ export class AvatarDialog {
       if (field.tagName === "SELECT") setOption(field, value);
       else field.value = value;
     }
+    fillBackground(String(settings?.background ?? "keep"));
     this.#edited();
   }
 
   #edited() {
     this.#arm(false);
+    for (const kind of ["colour", "image"]) $(`${kind}-field`).hidden = $("background").value !== kind;
+    $("background-image").required = $("background").value === "image";
     for (const output of $("tune-form").querySelectorAll("output")) setText(output, Number($("tune-form").elements[output.dataset.of].value).toFixed(Number(output.dataset.digits)));
     this.#showButtons();
   }
@@ -115,13 +118,12 @@ export class AvatarDialog {
   /** What the fields say. @returns {AvatarSettings} */
   get settings() {
     const { elements } = $("tune-form");
-    return Object.fromEntries(
-      SETTINGS.map((name) => {
-        const { value } = elements[name];
-        if (value === "" && OPTIONAL.has(name)) return [name, null];
-        return [name, NUMBERS.has(name) ? Number(value) : value];
-      }),
-    );
+    const named = SETTINGS.map((name) => {
+      const { value } = elements[name];
+      if (value === "" && OPTIONAL.has(name)) return [name, null];
+      return [name, NUMBERS.has(name) ? Number(value) : value];
+    });
+    return { ...Object.fromEntries(named), background: chosenBackground() };
   }
 
   /** @param {"frame" | "speech"} kind */
@@ -192,4 +194,19 @@ function setOption(list, value) {
     list.add(added);
   }
   list.value = value;
+}
+
+/** The setting `background` as the fields say it. */
+function chosenBackground() {
+  const kind = $("background").value;
+  return kind === "colour" ? $("background-colour").value : kind === "image" ? `image:${$("background-image").value.trim()}` : kind;
+}
+
+/** Puts the setting into the fields. @param {string} background */
+function fillBackground(background) {
+  const colour = background.startsWith("#");
+  const image = background.startsWith("image:");
+  $("background").value = colour ? "colour" : image ? "image" : background;
+  if (colour) $("background-colour").value = background;
+  $("background-image").value = image ? background.slice("image:".length) : "";
 }

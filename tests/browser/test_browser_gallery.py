@@ -22,6 +22,8 @@ PICKED = "document.querySelector('#avatars :checked').parentElement"
 STATE = f"{PICKED}.dataset.state"
 STATES = """globalThis.states = [], new MutationObserver(() => states.push(document.getElementById('picked-text').textContent))
   .observe(document.getElementById('picked-text'), {childList: true, characterData: true, subtree: true}), null"""
+CHOOSE = """(([id, value]) => { const list = document.getElementById(id); list.value = value;
+  list.dispatchEvent(new Event('input', {bubbles: true})); })(['%s', '%s'])"""
 MOUTH = """(() => { const film = document.getElementById('preview-film');
   const canvas = Object.assign(document.createElement('canvas'), {width: 64, height: 64});
   const context = canvas.getContext('2d');
@@ -97,6 +99,8 @@ async def test_a_picture_becomes_an_avatar_is_adjusted_and_speaks(page: Page, li
     await page.click("#preview-speech")
     await page.until("document.getElementById('preview-status').textContent === 'Speech, with these settings.'")
     assert 3 < await page.run("document.getElementById('preview-film').duration") < 8
+    await page.run(CHOOSE % ("background", "colour"))
+    await page.until("document.getElementById('background-colour').checkVisibility()")
     await page.click("#tune-name")
     await page.run("document.getElementById('tune-name').select()")
     await page.type("Zoë")
@@ -104,6 +108,14 @@ async def test_a_picture_becomes_an_avatar_is_adjusted_and_speaks(page: Page, li
     await page.until("document.getElementById('tune-status').textContent.startsWith('Saved')")
     await page.click("#tune-close")
     assert await page.run(f"{PICKED}.querySelector('.tile-name').textContent") == "Zoë"
+    await page.click("#tune")
+    assert await page.run("document.getElementById('background-colour').checkVisibility()")
+    assert await page.run("document.getElementById('mouth-gain').value") == "2"
+    await page.run(CHOOSE % ("background", "keep"))
+    await page.click("#tune-save")
+    await page.until("document.getElementById('tune-status').textContent.startsWith('Saved')")
+    await page.click("#tune-close")
+    await page.until(f"{STATE} === 'ready'")
 
     await page.click("#start")
     await page.until(LIVE)
