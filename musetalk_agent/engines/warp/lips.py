@@ -42,8 +42,8 @@ SLIT = 8
 """Rows under the line in which such teeth are looked for."""
 DARK = 0.80
 """Pixels under this share of the lips' own luminance belong to the inside."""
-BEND = 0.35
-"""Cost of moving an edge by one row from one column to the next, in rows of certain inside."""
+BEND = float(np.float32(0.35))
+"""Cost of moving an edge by one row from one column to the next, in rows of certain inside. Of few digits, as the scores are."""
 LEAP = 3
 CLOSED_LINE = 0.05
 """A dark line up to this thick on the average (eye distances) may be the shadow between closed lips."""
@@ -290,33 +290,44 @@ def _unlike(light: Floats, red: Floats, lip: NDArray[np.bool_], pale: float) -> 
 
 
 def _best_interval(score: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """First and last row edge of the inside in each column, a path of least cost through all intervals."""
+    """First and last row edge of the inside in each column, a path of least cost through all intervals.
+
+    Sums are exact: of paths that are equally good the same is taken on every machine.
+    """
     rows, columns = score.shape
-    total = np.vstack([np.zeros((1, columns), np.float32), np.cumsum(score, 0, dtype=np.float32)])
+    total = np.vstack([np.zeros((1, columns)), np.cumsum(score, 0, dtype=np.float64)])
     starts, ends = np.meshgrid(np.arange(rows + 1), np.arange(rows + 1), indexing="ij")
-    never = np.float32(-1e6)
-    legal = np.where(ends >= starts, 0, never).astype(np.float32)
-    best = np.where(ends == starts, 0, never).astype(np.float32)
-    moves = [(a, b) for a in range(-LEAP, LEAP + 1) for b in range(-LEAP, LEAP + 1)]
-    came = np.zeros((columns, rows + 1, rows + 1), np.uint8)
+    never = -1e6
+    legal = np.where(ends >= starts, 0, never)
+    best = np.where(ends == starts, 0, never)
+    came = np.zeros((2, columns, rows + 1, rows + 1), np.int8)
     for column in range(columns):
-        wide = np.pad(best, LEAP, constant_values=never)
-        options = np.stack(
-            [
-                wide[LEAP + a : LEAP + a + rows + 1, LEAP + b : LEAP + b + rows + 1] - BEND * (abs(a) + abs(b))
-                for a, b in moves
-            ]
-        )
-        came[column] = options.argmax(0)
-        best = options.max(0) + legal + total[ends, column] - total[starts, column]
+        # a step costs the same for either edge, so that the best step of the two is the best of each
+        best, came[1, column] = _best_step(best, 1)
+        best, came[0, column] = _best_step(best, 0)
+        best += legal + total[:, column] - total[:, column, None]
     best = np.where(ends == starts, best, never)
     top, bottom = (int(i) for i in np.unravel_index(int(best.argmax()), best.shape))
     path = np.zeros((2, columns))
     for column in range(columns - 1, -1, -1):
         path[:, column] = top, bottom
-        a, b = moves[came[column, top, bottom]]
-        top, bottom = top + a, bottom + b
+        top += int(came[0, column, top, bottom])
+        bottom += int(came[1, column, top, bottom])
     return path[0], path[1]
+
+
+def _best_step(best: NDArray[np.float64], axis: int) -> tuple[NDArray[np.float64], NDArray[np.int8]]:
+    """The most that a step of at most LEAP rows along `axis` leads to, less its cost, and that step."""
+    rows = best.shape[axis]
+    most, step = np.full_like(best, -np.inf), np.zeros(best.shape, np.int8)
+    for leap in range(-LEAP, LEAP + 1):
+        begin, end = max(0, -leap), rows - max(0, leap)
+        here, there = ((slice(None),) * axis + (slice(k, k + end - begin),) for k in (begin, begin + leap))
+        value = best[there] - BEND * abs(leap)
+        better = value > most[here]
+        np.copyto(most[here], value, where=better)
+        np.copyto(step[here], leap, where=better, casting="unsafe")
+    return most, step
 
 
 def _with_inner(shape: MouthShape, s: Floats, upper: NDArray[np.float64], lower: NDArray[np.float64]) -> MouthShape:
