@@ -200,7 +200,8 @@ class VideoTrackDecoder:
                 value=context.codec_tag,
             )
         check_pixels(context.width, context.height, "the video", self._limits)
-        self.by_libvpx = stream.metadata.get("alpha_mode") == "1" and name in _WITH_ALPHA
+        stated = {key.lower(): value for key, value in stream.metadata.items()}  # a tag of its name hides the element
+        self.by_libvpx = stated.get("alpha_mode") == "1" and name in _WITH_ALPHA
         check_frame_bytes(context, self.by_libvpx, self._limits)
         self._allow(context.width * context.height)
         if self.by_libvpx:

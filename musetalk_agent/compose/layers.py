@@ -16,6 +16,10 @@ from musetalk_agent.avatars.matte_files import alpha_planes
 from musetalk_agent.media_types import Pixels, VideoFrame
 
 _CHROMA_ZERO = 128
+_AROUND = 31
+"""Pixels over which colours are carried on."""
+_FAINT = 8 / 255
+"""Up to this share a colour times it is too few levels to be known from it."""
 _AS_LUMA = np.rint(16 + np.arange(256) * (219 / 255)).astype(np.uint8)
 """Alpha as luma in limited range (BT.709-6, table 5)."""
 
@@ -33,6 +37,31 @@ def on_black(frame: VideoFrame) -> Pixels:
     """The planes of a frame with alpha on black, uint8 `[h·w·3/2]`: its colours times its alpha."""
     assert frame.alpha is not None
     return _over(frame, frame.alpha, plain((0, 0, 0), frame.width, frame.height).planes)
+
+
+def straight(frame: VideoFrame) -> tuple[Pixels, Pixels]:
+    """The planes of a frame as they are without its alpha, uint8 `[h·w·3/2]`, and its alpha, `[h, w]`.
+
+    Where nothing is seen the colours of what is near go on, so that a player that scales the picture mixes no black into its edges.
+    """
+    if frame.alpha is None:
+        return frame.i420, np.full((frame.height, frame.width), 255, np.uint8)
+    shares, made = alpha_planes(frame.alpha), np.empty_like(frame.i420)
+    luma, quarter = frame.width * frame.height, frame.width * frame.height // 4
+    for begin, end, width in (
+        (0, luma, frame.width),
+        (luma, luma + quarter, frame.width // 2),
+        (luma + quarter, luma + 2 * quarter, frame.width // 2),
+    ):
+        share = shares[begin:end].reshape(-1, width).astype(np.float32) / np.float32(255)
+        plane = frame.i420[begin:end].reshape(-1, width).astype(np.float32)
+        window = (_AROUND * width // frame.width | 1,) * 2
+        around = cv2.blur(share, window)
+        near = cv2.blur(plane, window) / np.maximum(around, 1e-3)
+        near = np.where(around < 1e-3, np.float32(_CHROMA_ZERO), near)
+        own = np.where(share > _FAINT, plane / np.maximum(share, _FAINT), near)
+        made[begin:end] = np.rint(np.clip(own, 0, 255)).astype(np.uint8).reshape(-1)
+    return made, frame.alpha
 
 
 def _over(frame: VideoFrame, alpha: Pixels, behind: Pixels) -> Pixels:

@@ -26,8 +26,8 @@ class AvatarSettings(BaseModel):
         smoothing: how much of the trembling between frames is taken out.
         blend: how the mouth's picture is joined to the frame around it.
         sharpen: 0 … 1; how much of the missing detail is given back from the clip's own frames.
-        background: what is behind the person: `keep` (the clip as it is), `blur`, `#rrggbb`, or `image:` and an address.
-            All but `keep` need a matte, which the preparation makes.
+        background: what is behind the person: `keep` (the clip as it is), `blur`, `#rrggbb`, `image:` and an address, or
+            `transparent`. All but `keep` need a matte, which the preparation makes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -12,7 +12,7 @@ IMAGE = "image:"
 URL_CHARACTERS = 4096
 _COLOUR = re.compile(r"#[0-9a-f]{6}")
 _ADDRESS = re.compile(r"https?://[^\s]+", re.IGNORECASE)
-_WORDS = ("keep", "blur")
+_WORDS = ("keep", "blur", "transparent")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def _checked(value: object) -> str:
     if text.startswith(IMAGE) and _ADDRESS.fullmatch(text[len(IMAGE) :]) and len(text) <= URL_CHARACTERS:
         return text
     raise ValueError(
-        f"{str(value)[:60]!r} is no background: give keep, blur, a colour such as #1a2b3c, or image: and the http(s) "
+        f"{str(value)[:60]!r} is no background: give keep, blur, transparent, a colour such as #1a2b3c, or image: and the http(s) "
         "address of a picture"
     )
 
@@ -54,9 +54,9 @@ Background = Annotated[
     WithJsonSchema(
         {
             "type": "string",
-            "pattern": "^(keep|blur|#[0-9a-fA-F]{6}|image:[hH][tT][tT][pP][sS]?://\\S+)$",
+            "pattern": "^(keep|blur|transparent|#[0-9a-fA-F]{6}|image:[hH][tT][tT][pP][sS]?://\\S+)$",
             "maxLength": URL_CHARACTERS,
         }
     ),
 ]
-"""`keep`, `blur`, `#rrggbb`, or `image:` and an address. Colours are in small letters."""
+"""`keep`, `blur`, `transparent`, `#rrggbb`, or `image:` and an address. Colours are in small letters."""

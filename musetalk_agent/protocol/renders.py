@@ -56,15 +56,23 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class RenderFormat(StrEnum):
-    """What a render's result is: MP4 (H.264 and AAC), or a zip of PNG frames (`00000000.png` …) with `sound.wav`."""
+    """What a render's result is: MP4 (H.264 and AAC), WebM (VP9 and Opus), or a zip of PNG frames (`00000000.png` …) with
+    `sound.wav`. The last two have alpha where the background is `transparent`.
+    """
 
     MP4 = "mp4"
+    WEBM = "webm"
     PNG = "png"
 
     @property
     def suffix(self) -> str:
         """Of the result's file."""
-        return "mp4" if self is RenderFormat.MP4 else "zip"
+        return "zip" if self is RenderFormat.PNG else self.value
+
+    @classmethod
+    def of_suffix(cls, suffix: str) -> RenderFormat | None:
+        """The format of a file that ends so (`.mp4`); None for any other."""
+        return next((made for made in cls if f".{made.suffix}" == suffix.lower()), None)
 
 
 class RenderState(StrEnum):
@@ -115,8 +123,19 @@ class RenderRequest(Strict):
             raise ValueError("give width and height together, or neither for the clip's own size")
         if self.judge and self.format is not RenderFormat.MP4:
             raise ValueError("judge: it looks at films of the format mp4 only")
+        self.check_transparency()
         _ = self.picture  # its limits
         return self
+
+    def check_transparency(self) -> None:
+        """Raises ValueError where the format has no alpha and the background is `transparent`."""
+        if self.transparent and self.format is RenderFormat.MP4:
+            raise ValueError("format: mp4 has no transparency: give webm or png, or another background")
+
+    @property
+    def transparent(self) -> bool:
+        """Whether the film has alpha."""
+        return self.avatar_settings.background == "transparent"
 
     def _check_dub(self) -> None:
         if not self.source.empty:

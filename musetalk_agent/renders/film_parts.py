@@ -1,7 +1,7 @@
 """Parts of a film, each encoded for itself, and the film that they make together with its sound.
 
-The parts of an MP4 are joined packet by packet, without encoding again: each begins with a key frame, and all have the same
-encoder, settings and size. A zip of frames is joined entry by entry.
+The parts of an MP4 or a WebM are joined packet by packet, without encoding again: each begins with a key frame, and all have the
+same encoder, settings and size. A zip of frames is joined entry by entry.
 """
 
 from __future__ import annotations
@@ -9,20 +9,23 @@ from __future__ import annotations
 import threading
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, cast
 
 import av
 import cv2
 import numpy as np
 from av.audio.frame import AudioFrame
+from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from av.video.frame import VideoFrame as FilmFrame
+from av.video.stream import VideoStream
 
+from musetalk_agent.compose.layers import straight
 from musetalk_agent.media_types import VideoFrame
 from musetalk_agent.protocol.renders import RenderFormat
 from musetalk_agent.renders.sounds import Sound
@@ -36,7 +39,17 @@ X264 = {
     "x264-params": "weightp=0",
     "threads": "1",  # as many parts as there are workers are made beside each other
 }
-_AAC_BITS_PER_CHANNEL = 96_000
+VP9 = {
+    "crf": "20",
+    "b": "0",
+    "deadline": "good",
+    "cpu-used": "5",
+    # no frame that is not shown, so that packets are frames; with alpha there may be none anyway
+    "auto-alt-ref": "0",
+    "lag-in-frames": "0",
+    "threads": "1",
+}
+_BITS_PER_CHANNEL = 96_000
 _PNG_COMPRESSION = 1  # of 9: twice as fast as the default, and a tenth larger
 
 
@@ -52,6 +65,24 @@ class Colours:
 
 STUDIO_601 = Colours(5, 1, 2, 2)
 """BT.601 in limited range, as `VideoFrame` has it; primaries and transfer are not said."""
+
+
+@dataclass(frozen=True)
+class _FilmKind:
+    """A container with its encoders. `audio_rate` is the one rate that it takes; None for the sound's own."""
+
+    container: str
+    video: str
+    options: dict[str, str]
+    audio: str
+    audio_rate: int | None = None
+    muxer: dict[str, str] = field(default_factory=dict)
+
+
+_KINDS = {
+    RenderFormat.MP4: _FilmKind("mp4", "libx264", X264, "aac", muxer={"movflags": "+faststart"}),
+    RenderFormat.WEBM: _FilmKind("webm", "libvpx-vp9", VP9, "libopus", 48_000),
+}
 
 
 @dataclass(frozen=True)
@@ -102,20 +133,27 @@ def part_writer(
     first: int,
     colours: Colours = STUDIO_601,
     aspect: Fraction = Fraction(1),
+    *,
+    alpha: bool = False,
 ) -> PartWriter:
-    """A writer for a part whose first frame is number `first` of the film. `aspect` is the width of a pixel by its height."""
-    return _PngPart(path, first, colours) if made is RenderFormat.PNG else _VideoPart(path, fps, colours, aspect)
+    """A writer for a part whose first frame is number `first` of the film. `aspect` is the width of a pixel by its height; `alpha`
+    says that the film has alpha, which not every format can have.
+    """
+    if made is RenderFormat.PNG:
+        return _PngPart(path, first, colours)
+    return _VideoPart(path, _KINDS[made], fps, colours, aspect, alpha)
 
 
 class _VideoPart:
-    """H.264 alone, with times from 0."""
+    """The pictures alone, with times from 0."""
 
-    def __init__(self, path: Path, fps: int, colours: Colours, aspect: Fraction) -> None:
+    def __init__(self, path: Path, kind: _FilmKind, fps: int, colours: Colours, aspect: Fraction, alpha: bool) -> None:
         self._lock = threading.Lock()  # a frame may still be on its way when the part is given up: FFmpeg would crash
         self._closed = False
-        self._container = av.open(str(path), "w", format="mp4")
-        self._stream = self._container.add_stream("libx264", rate=fps, options=X264)
-        self._stream.pix_fmt = "yuv420p"
+        self._alpha = alpha
+        self._container = av.open(str(path), "w", format=kind.container)
+        self._stream = cast("VideoStream", self._container.add_stream(kind.video, rate=fps, options=kind.options))
+        self._stream.pix_fmt = "yuva420p" if alpha else "yuv420p"
         context = self._stream.codec_context
         context.time_base = self._base = Fraction(1, fps)
         self._colours = colours
@@ -147,14 +185,24 @@ class _VideoPart:
     def _write(self, frame: VideoFrame) -> None:
         if not self._written:
             self._stream.width, self._stream.height = frame.width, frame.height
-        picture = _film_frame(frame, self._colours)
+        picture = _film_frame(frame, self._colours, alpha=self._alpha)
         picture.time_base, picture.pts, picture.duration = self._base, self._written, 1
         self._container.mux(self._stream.encode(picture))
         self._written += 1
 
 
-def _film_frame(frame: VideoFrame, colours: Colours) -> FilmFrame:
-    picture = FilmFrame.from_ndarray(frame.i420.reshape(frame.height * 3 // 2, frame.width), format="yuv420p")
+def _film_frame(frame: VideoFrame, colours: Colours, *, alpha: bool = False) -> FilmFrame:
+    if alpha:
+        planes, share = straight(frame)
+        picture = FilmFrame(frame.width, frame.height, "yuva420p")
+        luma, quarter = frame.width * frame.height, frame.width * frame.height // 4
+        parts = planes[:luma], planes[luma : luma + quarter], planes[luma + quarter :], share.reshape(-1)
+        for plane, values in zip(picture.planes, parts, strict=True):
+            lines = np.zeros((plane.height, plane.line_size), np.uint8)
+            lines[:, : plane.width] = values.reshape(plane.height, plane.width)
+            plane.update(lines.tobytes())
+    else:
+        picture = FilmFrame.from_ndarray(frame.i420.reshape(frame.height * 3 // 2, frame.width), format="yuv420p")
     picture.colorspace, picture.color_range = colours.matrix, colours.range
     picture.color_primaries, picture.color_trc = colours.primaries, colours.transfer
     return picture
@@ -179,7 +227,11 @@ class _PngPart:
             self._zip.close()
 
     def write(self, frame: VideoFrame) -> None:
-        if self._colours == STUDIO_601:
+        if frame.alpha is not None:
+            planes, share = straight(frame)
+            colours = cv2.cvtColor(planes.reshape(frame.height * 3 // 2, frame.width), cv2.COLOR_YUV2BGR_I420)
+            bgr = np.dstack([colours, share])
+        elif self._colours == STUDIO_601:
             bgr = cv2.cvtColor(frame.i420.reshape(frame.height * 3 // 2, frame.width), cv2.COLOR_YUV2BGR_I420)
         else:
             bgr = _film_frame(frame, self._colours).to_ndarray(format="bgr24")
@@ -198,7 +250,7 @@ def join(parts: Sequence[Path], sound: Sound, made: RenderFormat, clock: FilmClo
     if made is RenderFormat.PNG:
         _join_zips(parts, sound, target)
     else:
-        _join_films(parts, sound, clock, target)
+        _join_films(parts, sound, clock, target, _KINDS[made])
 
 
 def _join_zips(parts: Sequence[Path], sound: Sound, target: Path) -> None:
@@ -210,14 +262,18 @@ def _join_zips(parts: Sequence[Path], sound: Sound, target: Path) -> None:
         whole.write(sound.path, "sound.wav")
 
 
-def _join_films(parts: Sequence[Path], sound: Sound, clock: FilmClock, target: Path) -> None:
-    with av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as film:
+def _join_films(parts: Sequence[Path], sound: Sound, clock: FilmClock, target: Path, kind: _FilmKind) -> None:
+    with av.open(str(target), "w", format=kind.container, options=kind.muxer) as film:
         with av.open(str(parts[0])) as first:
             template = first.streams.video[0]
             header = template.codec_context.extradata
             video = film.add_stream_from_template(template)
+            if (
+                template.metadata.get("alpha_mode") == "1"
+            ):  # else the muxer leaves the element out, and players the alpha
+                video.metadata["alpha_mode"] = "1"
         video.time_base = clock.base
-        voice = _Voice(film, sound)
+        voice = _Voice(film, sound, kind)
         at = 0
         for path in parts:
             with av.open(str(path)) as source:
@@ -240,11 +296,13 @@ def _join_films(parts: Sequence[Path], sound: Sound, clock: FilmClock, target: P
 class _Voice:
     """The sound's track, written beside the pictures: players want both close to each other in the file."""
 
-    def __init__(self, film: OutputContainer, sound: Sound) -> None:
+    def __init__(self, film: OutputContainer, sound: Sound, kind: _FilmKind) -> None:
         layout = "mono" if sound.channels == 1 else "stereo"
         self._film, self._sound, self._layout = film, sound, layout
-        self._stream: AudioStream = film.add_stream("aac", rate=sound.rate, layout=layout)
-        self._stream.bit_rate = _AAC_BITS_PER_CHANNEL * sound.channels
+        rate = kind.audio_rate or sound.rate
+        self._stream = cast("AudioStream", film.add_stream(kind.audio, rate=rate, layout=layout))
+        self._stream.bit_rate = _BITS_PER_CHANNEL * sound.channels
+        self._resampler = AudioResampler(format="s16", layout=layout, rate=rate)
         self._blocks = iter(sound.blocks())
         self._samples = 0
 
@@ -258,8 +316,13 @@ class _Voice:
             packed.sample_rate, packed.time_base = self._sound.rate, Fraction(1, self._sound.rate)
             packed.pts = self._samples
             self._samples += len(block)
-            self._film.mux(self._stream.encode(packed))
+            self._encode(packed)
 
     def finish(self) -> None:
         """Ends the track."""
+        self._encode(None)
         self._film.mux(self._stream.encode(None))
+
+    def _encode(self, packed: AudioFrame | None) -> None:
+        for frame in self._resampler.resample(packed):
+            self._film.mux(self._stream.encode(frame))

@@ -54,8 +54,8 @@ class JobsWrong(Exception):
 
 
 class FilmJob(Strict):
-    """One film of a list: of an avatar, or of footage (`dub`). Paths are relative to the list; `output` ends in `.mp4`, or in
-    `.zip` for frames. `keep_background_audio` is true, or the file of a stem; `transcript` a text file of what `audio` says.
+    """One film of a list: of an avatar, or of footage (`dub`). Paths are relative to the list; `output` ends in `.mp4`, in `.webm`,
+    or in `.zip` for frames. `keep_background_audio` is true, or the file of a stem; `transcript` a text file of what `audio` says.
     """
 
     avatar: str | None = Field(default=None, min_length=1)
@@ -98,8 +98,8 @@ def read_jobs(path: Path) -> list[FilmJob]:
     if len({job.output for job in jobs}) < len(jobs):
         raise JobsWrong(f"{path}: two jobs have the same output.")
     for job in jobs:
-        if job.output.suffix.lower() not in (".mp4", ".zip"):
-            raise JobsWrong(f"{path}: {job.output} ends neither in .mp4 nor in .zip.")
+        if RenderFormat.of_suffix(job.output.suffix) is None:
+            raise JobsWrong(f"{path}: {job.output} ends neither in .mp4 nor in .webm nor in .zip.")
         if (job.avatar is None) == (job.dub is None):
             raise JobsWrong(f"{path}: {job.output}: give either avatar or dub: who says it.")
     return [_whole(job, path.parent) for job in jobs]
@@ -164,7 +164,7 @@ async def _ordered(jobs: list[FilmJob], path: Path, folder: RenderFolder, settin
                     avatar_id = await library.add(clip.read_bytes(), clip.name)
                 except OSError as error:
                     raise JobsWrong(f"{clip} cannot be read: {error.strerror}.") from error
-            made = RenderFormat.MP4 if job.output.suffix.lower() == ".mp4" else RenderFormat.PNG
+            made = RenderFormat.of_suffix(job.output.suffix) or RenderFormat.MP4
             request = _request(job, avatar_id, made, path)
             sound = hashlib.sha256(job.audio.read_bytes() if job.audio.exists() else b"").hexdigest()
             content = f"{request.model_dump_json()}\0{sound}\0{_stamp(job.dub)}\0{job.output}"

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from musetalk_agent.agent_settings import AgentSettings, offline_settings
 from musetalk_agent.errors import AgentError
-from musetalk_agent.protocol.renders import FPS
+from musetalk_agent.protocol.avatar_settings import AvatarSettings
+from musetalk_agent.protocol.renders import FPS, RenderFormat
 from musetalk_agent.renders.job_list import FilmJob, JobsWrong, make_films, run_jobs
 from musetalk_agent.tools import render_film
 from musetalk_agent.tools.audio_file import AudioUnreadable
@@ -53,14 +54,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command: 0 made, 1 refused or failed (a sentence on stderr), 2 wrong usage, 130 interrupted."""
-    if args.jobs is None and args.dub is None:
+    if args.jobs is None and args.dub is None and not _by_parts(args):
         return render_film.run(args)
     if args.dub is not None:
         if (wrong := _wrong_dub(args)) is not None:
             print(f"render: {wrong}", file=sys.stderr)
             return 2
-    elif args.avatar or args.audio or args.output:
+    elif args.jobs is not None and (args.avatar or args.audio or args.output or args.background):
         print("render: give either a list or --avatar, --audio and -o.", file=sys.stderr)
+        return 2
+    elif args.jobs is None and (wrong := _wrong_film(args)) is not None:
+        print(f"render: {wrong}", file=sys.stderr)
         return 2
     try:
         settings = offline_settings()
@@ -72,7 +76,9 @@ def run(args: argparse.Namespace) -> int:
         settings = settings.model_copy(update={"engine": args.engine})
     workers = max(1, args.workers or min(8, os.cpu_count() or 1))
     try:
-        return run_jobs(args.jobs, settings, workers) if args.dub is None else _dub(args, settings, workers)
+        if args.jobs is not None:
+            return run_jobs(args.jobs, settings, workers)
+        return _film(args, settings, workers) if args.dub is None else _dub(args, settings, workers)
     except AgentError as error:
         print(f"{error.code.value}: {error.detail}", file=sys.stderr)
     except (JobsWrong, AudioUnreadable) as error:
@@ -82,14 +88,49 @@ def run(args: argparse.Namespace) -> int:
     return 1
 
 
+def _by_parts(args: argparse.Namespace) -> bool:
+    """Whether this one film is made as those of a list are: `render_film` makes MP4 with the clip's own background."""
+    return bool(args.background) or (args.output is not None and args.output.suffix.lower() in (".webm", ".zip"))
+
+
+def _wrong_film(args: argparse.Namespace) -> str | None:
+    """What is wrong with the options of such a film; None for nothing."""
+    if not (args.avatar and args.audio and args.output):
+        return "give --avatar, --audio and -o."
+    if RenderFormat.of_suffix(args.output.suffix) is None:
+        return f"{args.output} ends neither in .mp4 nor in .webm nor in .zip, a zip of frames."
+    return None
+
+
+def _film(args: argparse.Namespace, settings: AgentSettings, workers: int) -> int:
+    """Raises JobsWrong, and as `make_films` does."""
+    avatar = Path(args.avatar)
+    try:
+        job = FilmJob(
+            avatar=str(avatar.absolute()) if avatar.exists() else args.avatar,
+            audio=args.audio.absolute(),
+            output=args.output.absolute(),
+            engine=args.engine,
+            fps=args.fps,
+            width=args.width,
+            height=args.height,
+            avatar_settings=AvatarSettings(background=args.background or "keep"),
+        )
+    except ValidationError as error:
+        raise JobsWrong(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
+    return make_films([job], args.output.absolute(), settings, workers)
+
+
 def _wrong_dub(args: argparse.Namespace) -> str | None:
     """What is wrong with the options of a dub; None for nothing."""
     if args.jobs or args.avatar or not args.audio or not args.output:
         return "give --dub, --audio and -o, and neither a list nor --avatar."
     if args.fps != FPS or args.width or args.height:
         return "a dub has the rate and the size of its video: leave --fps, --width and --height out."
-    if args.output.suffix.lower() not in (".mp4", ".zip"):
-        return f"{args.output} ends neither in .mp4 nor in .zip, a zip of frames."
+    if args.background:
+        return "a dub keeps what its video shows: leave --background out."
+    if RenderFormat.of_suffix(args.output.suffix) is None:
+        return f"{args.output} ends neither in .mp4 nor in .webm nor in .zip, a zip of frames."
     for source in (args.dub, args.audio):
         if args.output.exists() and source.exists() and args.output.samefile(source):
             return f"{args.output} would be written over its own source."

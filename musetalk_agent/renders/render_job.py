@@ -199,7 +199,7 @@ class RenderJobs:
         made = order.request.format
 
         def writer(path: Path, first: int) -> PartWriter:
-            return part_writer(path, made, plan.fps, first)
+            return part_writer(path, made, plan.fps, first, alpha=order.request.transparent)
 
         try:
             await make_parts(

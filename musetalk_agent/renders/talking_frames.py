@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.idle import PingPongLoop
+from musetalk_agent.compose.layers import laid
 from musetalk_agent.engines.batcher import Batcher, Result
 from musetalk_agent.engines.interface import EngineSession, PatchRequest
 from musetalk_agent.features.av_offset import OffsetGate
@@ -90,7 +91,8 @@ class Talker:
     async def frames(
         self, stretch: range, read: Callable[[int, int], Pcm], cues: Iterable[Cue] = ()
     ) -> AsyncGenerator[VideoFrame, None]:
-        """The frames of `stretch`, in order, a few made ahead. Closing the iterator drops what was begun.
+        """The frames of `stretch`, in order, a few made ahead: with alpha where the background is transparent. Closing the iterator
+        drops what was begun.
 
         Args:
             stretch: numbers of frames from the film's beginning.
@@ -111,7 +113,7 @@ class Talker:
             frame = first
             async for patch in patches:
                 if frame >= stretch.start:
-                    yield await asyncio.to_thread(compositor.compose, loop.idle_index(frame), patch)
+                    yield await asyncio.to_thread(_composed, compositor, loop.idle_index(frame), patch)
                 frame += 1
 
     async def patches(self, wanted: Iterable[tuple[int, Mouth, int]]) -> AsyncGenerator[Patch | None, None]:
@@ -148,6 +150,12 @@ class Talker:
             raise
         except Exception as error:  # an engine may raise anything: the film fails with its words
             raise FramesFailed(f"The engine failed on a frame ({type(error).__name__}: {error}).") from error
+
+
+def _composed(compositor: Compositor, idle_index: int, patch: Patch | None) -> VideoFrame:
+    """A frame on its background; one that has none keeps its alpha."""
+    frame = compositor.compose(idle_index, patch)
+    return frame if frame.behind is None else laid(frame)
 
 
 def decide(

@@ -58,11 +58,18 @@ class Rendered:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--avatar", metavar="CLIP", help=f"zip, video or picture, an avatar_id or {DEMO_AVATAR_ID!r}")
     parser.add_argument("--audio", type=Path, metavar="SOUND", help="what it says: wav, mp3, flac …")
-    parser.add_argument("-o", "--output", type=Path, metavar="OUT.mp4", help="the film to make")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="OUT.mp4", help="the film to make: .mp4, .webm, or .zip of frames"
+    )
     parser.add_argument("--engine", choices=ENGINES, default=None, help="default: AGENT_ENGINE, else auto")
     parser.add_argument("--fps", type=int, default=25, help="frames per second, 15 … 60 (default: 25)")
     parser.add_argument("--width", type=int, default=None, help="width of the picture (default: the clip's)")
     parser.add_argument("--height", type=int, default=None, help="height of the picture (default: the clip's)")
+    parser.add_argument(
+        "--background",
+        default=None,
+        help="what is behind the person: keep, blur, #rrggbb, image:URL, or transparent (OUT.webm, or OUT.zip of PNG)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

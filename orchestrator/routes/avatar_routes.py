@@ -186,6 +186,7 @@ async def resolved(ctx: Context, caller: Caller, order: SessionRequest, asked: S
     avatar_id, settings, source = order.avatar.avatar_id, asked, order.avatar
     if kept := in_library(avatar_id):
         source, settings = await clip_of(ctx, caller, avatar_id or "", asked)
+    settings = _live(settings, asked)
     return replace(
         order,
         avatar=source,
@@ -193,6 +194,21 @@ async def resolved(ctx: Context, caller: Caller, order: SessionRequest, asked: S
         avatar_settings=settings.mouth,
         avatar_voice=settings.voice,
     )
+
+
+def _live(settings: ShownSettings, asked: ShownSettings) -> ShownSettings:
+    """The settings of a session, whose picture has no alpha: an avatar that is transparent in films is shown as it is.
+
+    Raises ProblemError `invalid_request` where transparency was asked for.
+    """
+    if settings.background != "transparent":
+        return settings
+    if asked.background == "transparent":
+        text = (
+            "avatar_settings.background: transparent is for films (POST /renders); give a session another background."
+        )
+        raise ProblemError(ErrorCode.INVALID_REQUEST, text, field="avatar_settings.background", value="transparent")
+    return settings.model_copy(update={"background": "keep"})
 
 
 async def _session_with(ctx: Context, avatar_id: str) -> str | None:

@@ -20,7 +20,7 @@ from orchestrator.routes.paging import USUAL, After, Limit, page_of
 
 router = APIRouter(tags=["renders"])
 _CAPTIONS = {"srt": "application/x-subrip", "vtt": "text/vtt"}
-_MEDIA = {RenderFormat.MP4: "video/mp4", RenderFormat.PNG: "application/zip"}
+_MEDIA = {RenderFormat.MP4: "video/mp4", RenderFormat.WEBM: "video/webm", RenderFormat.PNG: "application/zip"}
 
 
 @router.post("/renders", status_code=202)
@@ -77,7 +77,9 @@ async def cancel(render_id: str, request: Request, ctx: Ctx) -> dict[str, Any]:
 
 @router.get("/renders/{render_id}/result.{suffix}", response_class=FileResponse)
 async def result(render_id: str, suffix: str, request: Request, ctx: Ctx) -> FileResponse:
-    """The film (`result.mp4`), or the zip of its frames (`result.zip`), with `Range`; its captions (`result.srt`, `result.vtt`)."""
+    """The film (`result.mp4`, `result.webm`), or the zip of its frames (`result.zip`), with `Range`; its captions (`result.srt`,
+    `result.vtt`).
+    """
     found = await _own(ctx, current(request.scope), render_id)
     view = await ctx.renders.view(found)
     if view["state"] != RenderState.DONE:
@@ -102,7 +104,12 @@ async def _of_clip(ctx: Context, caller: Caller, body: RenderRequest) -> RenderR
     given = body.avatar_settings.model_dump(include=body.avatar_settings.model_fields_set)
     source, settings = await clip_of(ctx, caller, body.avatar_id or "", ShownSettings.model_validate(given))
     voice = body.voice or (settings.voice if body.text is not None else None)
-    return body.model_copy(update={"avatar_id": source.avatar_id, "avatar_settings": settings.mouth, "voice": voice})
+    whole = body.model_copy(update={"avatar_id": source.avatar_id, "avatar_settings": settings.mouth, "voice": voice})
+    try:
+        whole.check_transparency()  # which may be the avatar's own setting
+    except ValueError as error:
+        raise ProblemError(ErrorCode.INVALID_REQUEST, f"{error}.", field="format", value=body.format.value) from error
+    return whole
 
 
 async def _own(ctx: Context, caller: Caller, render_id: str) -> RenderOrder:

@@ -14,6 +14,7 @@ from musetalk_agent.protocol.background import BackgroundChoice, background_choi
     [
         ("keep", "keep", BackgroundChoice("keep")),
         ("blur", "blur", BackgroundChoice("blur")),
+        ("transparent", "transparent", BackgroundChoice("transparent")),
         ("#1A2b3C", "#1a2b3c", BackgroundChoice("colour", colour=(0x1A, 0x2B, 0x3C))),
         ("image:https://a.example/B.png", "image:https://a.example/B.png", BackgroundChoice("image", url="https://a.example/B.png")),
     ],

@@ -54,7 +54,7 @@ def test_a_list_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     ("line", "says"),
     [
         ("avatar: x, audio: in.wav", "output"),
-        ("avatar: x, audio: in.wav, output: a.avi", "neither in .mp4 nor in .zip"),
+        ("avatar: x, audio: in.wav, output: a.avi", "neither in .mp4 nor in .webm nor in .zip"),
         ("avatar: x, audio: in.wav, output: a.mp4, speed: 2", "speed"),
     ],
 )

@@ -51,6 +51,7 @@ async def test_a_field_left_out_has_its_default(running: Stage) -> None:
         ("sharpen", -0.1),
         ("sharpness", 1),
         ("background", "green"),
+        ("background", "transparent"),
         ("background", "image:file:///a.png"),
     ],
 )

@@ -398,3 +398,16 @@ async def test_an_avatar_without_such_clips_stays_idle() -> None:
         await turns()
         await running.http.get(f"/session/{session_id}")
         assert running.agent.avatars.played == []
+
+
+async def test_an_avatar_that_is_transparent_in_films_is_shown_in_sessions_as_it_is() -> None:
+    async with stage() as running:
+        avatar_id = await made(running)
+        changed = await running.http.patch(f"/avatars/{avatar_id}", json={"settings": {"background": "transparent"}})
+        assert changed.status_code == 200 and changed.json()["state"] == "preparing", "it needs a matte"
+        await settled(running, avatar_id)
+        assert running.agent.avatars.prepared[-1].avatar_settings.background == "transparent"
+        await running.start(avatar_id=avatar_id)
+        assert running.agent.only.request.avatar_settings.background == "keep"
+        blurred = await running.http.patch(f"/avatars/{avatar_id}", json={"settings": {"background": "blur"}})
+        assert blurred.json()["state"] == "ready", "the same matte serves"
