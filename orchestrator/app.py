@@ -57,6 +57,7 @@ from orchestrator.routes.auth import Access, AuthMiddleware, takes_public_tokens
 from orchestrator.routes.context import Context, OwnAddress, RouteOptions
 from orchestrator.routes.idempotency import Idempotency
 from orchestrator.routes.public_access import PublicPreflights
+from orchestrator.session.clip_player import ClipPlayer
 from orchestrator.session.conversation_clips import ConversationClips
 from orchestrator.session.deps import SessionDeps
 from orchestrator.session.journal import SessionJournal
@@ -269,7 +270,9 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
     sessions = SessionManager(services, settings.session_options)
     webhooks = Webhooks(partial(endpoints, settings, sessions), metrics, allow_private=settings.allow_private_urls)
     bus.listen(webhooks.on_event)
+    clips = ClipPlayer(sessions, avatars, services.background)
     bus.listen(ConversationClips(sessions, avatars, services.background).on_event)
+    bus.listen(clips.on_event)
     return Context(
         options=_route_options(settings),
         access=access,
@@ -292,6 +295,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         tools=tools,
         renders=Renders(settings.render_options, voices, settings.session_options.speech, bus, metrics),
         avatars=avatars,
+        clips=clips,
         address=address,
     )
 

@@ -92,6 +92,11 @@ class Avatars:
         """An avatar; None for an id that is none."""
         return await _disk(self._folder.read, avatar_id)
 
+    async def clip_names(self, avatar_id: str | None) -> tuple[str, ...]:
+        """Names of an avatar's clips, `idle` first; empty for one that is not of the library."""
+        record = await self.find(avatar_id) if avatar_id is not None else None
+        return () if record is None else (IDLE, *sorted(record.clips))
+
     async def all(self) -> list[AvatarRecord]:
         """Every avatar, the newest first."""
 

@@ -63,6 +63,8 @@ class OpenConversation(_Message):
     recognise_early: bool = False
     """Speech is recognised, and its answer begun, at each short pause. Embedded models have no time for what is then void."""
     tools: tuple[ToolDescription, ...] = ()
+    clips: tuple[str, ...] = ()
+    """Names of the avatar's clips: `[NAME]` in what it says plays one."""
     history: tuple[HistoryMessage, ...] = ()
     answer_last: bool = False
     """The last message of the history is the user's, and has no answer yet."""

@@ -82,6 +82,8 @@ class Place:
     url: str
     token: Callable[[], str] = field(repr=False)
     avatar: str
+    clips: tuple[str, ...] = ()
+    """Names of the avatar's clips."""
 
 
 class Conversations:
@@ -190,7 +192,7 @@ class Conversations:
                 url=place.url,
                 token=place.token(),
                 avatar_identity=place.avatar,
-                instructions=request.instructions,
+                instructions=request.instructions + (_gestures(place.clips) if _writes(llm) else ""),
                 greeting=request.greeting,
                 language=request.language,
                 voice=serving.voice or (by_language if serving.tts is None else ""),
@@ -203,6 +205,7 @@ class Conversations:
                     ToolDescription(name=each.name, description=each.description, parameters=each.parameters)
                     for each in request.tools
                 ),
+                clips=place.clips,
                 history=conversation.history(),
                 answer_last=conversation.unanswered,
             )
@@ -393,3 +396,23 @@ class Conversations:
 
 def _message_id() -> str:
     return f"msg_{secrets.token_hex(8)}"
+
+
+_OWN_CLIPS = frozenset({"idle", "listening", "thinking"})
+"""Clips that play by themselves."""
+
+
+def _writes(llm: Provider | None) -> bool:
+    """Whether a model may be told of clips: the embedded one is too small for it, and a realtime one would read marks aloud."""
+    return llm is not None and llm.dialect != "realtime"
+
+
+def _gestures(clips: tuple[str, ...]) -> str:
+    """What a language model is told of the avatar's clips."""
+    marks = " ".join(f"[{name}]" for name in clips if name not in _OWN_CLIPS)
+    if not marks:
+        return ""
+    return (
+        f"\n\nYou have a body that can make these gestures: {marks}. To make one, write it, brackets included, right before the "
+        "words that it goes with. It is not read aloud. Use one now and then, where a person would. Put nothing else in brackets."
+    )

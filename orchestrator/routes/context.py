@@ -30,6 +30,7 @@ from orchestrator.recording.films import Films
 from orchestrator.render_orders import Renders
 from orchestrator.routes.auth import Access, sees, sees_of
 from orchestrator.routes.idempotency import Idempotency
+from orchestrator.session.clip_player import ClipPlayer
 from orchestrator.session.journal import SessionJournal
 from orchestrator.session.manager import SessionManager
 from orchestrator.session.model import ManagedSession
@@ -101,6 +102,7 @@ class Context:
     tools: ToolCalls
     renders: Renders
     avatars: Avatars
+    clips: ClipPlayer
     address: OwnAddress
 
     def note_address(self, request: HTTPConnection) -> None:

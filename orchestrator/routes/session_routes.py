@@ -23,8 +23,7 @@ from musetalk_agent.protocol.http import (
     VoiceSource,
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.avatars.avatar_library import no_clip
-from orchestrator.avatars.avatar_record import IDLE, ShownSettings
+from orchestrator.avatars.avatar_record import ShownSettings
 from orchestrator.conversation.options import ConversationRequest
 from orchestrator.keys import Caller, Scope
 from orchestrator.routes import participant_source
@@ -378,12 +377,5 @@ async def action(session_id: str, body: ActionRequest, ctx: Ctx, request: Reques
     """Plays a clip of the session's avatar, once or until something else is asked for; `idle` ends it. The mouth speaks over it."""
     found = await here(ctx, current(request.scope), session_id)
     found.running()
-    clip: str | None = None
-    if body.name != IDLE:
-        kept = found.order.library_avatar
-        record = await ctx.avatars.find(kept) if kept is not None else None
-        clip = record.clip(body.name) if record is not None else None
-        if clip is None:
-            raise no_clip(body.name, record)
-    await ctx.sessions.act(found, clip, loop=body.loop)
+    await ctx.clips.act(found, body.name, loop=body.loop)
     return {"session_id": session_id, "name": body.name, "loop": body.loop}

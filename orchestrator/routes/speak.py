@@ -84,9 +84,11 @@ async def dictate(
     chosen = ctx.sessions.speech(session, SpeechSettings(voice=voice, speed=speed))
     ctx.voices.check(chosen.voice)
     live.speech.check()
+    actions = ctx.clips.of_text(session, await ctx.clips.names(session))
+    live = session.speakable()  # it may have ended meanwhile
     choices: list[VoiceChoice] = []
     dictation = TextStream(
-        live.speech, lambda text: ctx.voices.stream(text, chosen.voice, chosen.options(), choices.append)
+        live.speech, lambda text: ctx.voices.stream(text, chosen.voice, chosen.options(), choices.append), actions
     )
     reading = asyncio.create_task(_read(request, dictation), name=f"dictation-{session_id}")
     over = asyncio.create_task(dictation.over.wait())
@@ -163,10 +165,12 @@ async def speak(session_id: str, body: SpeakRequest, ctx: Ctx, request: Request)
     ctx.sessions.admit()
     _check_text(body)
     chosen = ctx.sessions.speech(session, body)
-    choice = await ctx.voices.choose(body.text, chosen.voice)
+    actions = ctx.clips.of_text(session, await ctx.clips.names(session))
+    text = actions.marks.whole(body.text)
+    choice = await ctx.voices.choose(text, chosen.voice)
     live = session.speakable()  # it may have ended meanwhile
-    spoken = partial(ctx.voices.speak, body.text, choice.voice, chosen.options())
-    return _answer(live.speech.say(spoken).segment, choice)
+    spoken = partial(ctx.voices.speak, text, choice.voice, chosen.options())
+    return _answer(live.speech.say(spoken, actions=actions).segment, choice)
 
 
 def _answer(segment: int, choice: VoiceChoice | None) -> dict[str, int | str | None]:

@@ -55,6 +55,8 @@ async def speak(socket: WebSocket, session_id: str) -> None:
             live = session.speakable()
             ctx.sessions.admit()
             speech = _speech(ctx, socket, session)
+            clips = await ctx.clips.names(session)
+            live = session.speakable()  # it may have ended meanwhile
             ctx.access.quotas.connect(session_id, time.monotonic())
             held.enter_context(ctx.access.quotas.connection(session.order.key))
         except ProblemError as error:
@@ -64,7 +66,7 @@ async def speak(socket: WebSocket, session_id: str) -> None:
         ctx.access.audit.note(session.order.key, "speak", "ok", session_id=session_id)
         await socket.accept()
         with suppress(WebSocketDisconnect, RuntimeError, TimeoutError):  # RuntimeError: Starlette's for a closed socket
-            await _Line(ctx, socket, session, live, speech).run()
+            await _Line(ctx, socket, session, live, speech, clips).run()
 
 
 def _speech(ctx: Context, socket: WebSocket, session: ManagedSession) -> SpeechSettings:
@@ -85,13 +87,20 @@ class _Line:
     """
 
     def __init__(
-        self, ctx: Context, socket: WebSocket, session: ManagedSession, live: SpeechPipeline, speech: SpeechSettings
+        self,
+        ctx: Context,
+        socket: WebSocket,
+        session: ManagedSession,
+        live: SpeechPipeline,
+        speech: SpeechSettings,
+        clips: tuple[str, ...],
     ) -> None:
         self._ctx = ctx
         self._socket = socket
         self._session = session
         self._live = live
         self._speech = speech
+        self._clips = clips
         self._dictation: TextStream | None = None
         self._speaking: deque[TextStream] = deque()
         """Texts with a segment that are not over, in order: the client hears of each one that fails. `MAX_WAITING` at most."""
@@ -194,7 +203,10 @@ class _Line:
         if self._dictation is None:
             self._session.speakable()
             self._ctx.sessions.admit()
-            self._dictation = dictation = TextStream(self._live.speech, lambda text: self._spoken(text, dictation))
+            actions = self._ctx.clips.of_text(self._session, self._clips)
+            self._dictation = dictation = TextStream(
+                self._live.speech, lambda text: self._spoken(text, dictation), actions
+            )
         dictation, new = self._dictation, self._dictation.utterance is None
         dictation.write(piece)
         if new and dictation.utterance is not None:

@@ -254,17 +254,18 @@ class SessionRunner:
         if request is None or conversations is None or speaker is None:
             return
         minter, room = self._services.minter, session.order.room
+        avatars, kept = self._services.avatars, session.order.library_avatar
+        clips = () if avatars is None else await avatars.clip_names(kept)
 
         def token() -> str:
             return minter.conversation(room, speaker, max(60.0, session.expires_at - time.time()))
 
         if self._known is None:
-            session.talk = await conversations.begin(
-                session.session_id, request, Place(minter.url, token, session.identity)
-            )
+            place = Place(minter.url, token, session.identity, clips)
+            session.talk = await conversations.begin(session.session_id, request, place)
         else:
             session.talk = session.talk or OpenedConversation(session.session_id)
-            conversations.resume(session.talk, request, Place(minter.url, token, session.identity))
+            conversations.resume(session.talk, request, Place(minter.url, token, session.identity, clips))
 
     async def _relink(self, live: SpeechPipeline, known: StoredSession) -> None:
         """The same for a session of another process. When its agent is gone too, it moves to another one as soon as it is ready."""

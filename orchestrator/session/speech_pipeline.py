@@ -419,6 +419,7 @@ class SpeechPipeline:
     def on_heard(self, segment: int, heard_s: float) -> None:
         """So much of a segment was heard by now, and those before it whole."""
         self._tracker.on_heard(segment, heard_s, time.monotonic())
+        self.speech.actions.heard(segment, heard_s)
         self._moved_on()
 
     def on_event(self, event: Event) -> None:
@@ -465,5 +466,6 @@ class SpeechPipeline:
         for event in self._tracker.take_events():
             if isinstance(event, PlaybackFinished):
                 self._metrics.segments.labels(interrupted=str(event.interrupted).lower()).inc()
+                self.speech.actions.finished(event.segment, interrupted=event.interrupted)
             self.traces.on_event(event)
             self.outbox.publish(event)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -17,10 +18,12 @@ from musetalk_agent.protocol import traces
 from musetalk_agent.protocol.messages import PlaybackFinished, PlaybackStarted, ServerMessage, WarningEvent
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.traces import OFF, Span
+from orchestrator.action_marks import MarkTimes
 from orchestrator.audio.outgoing_segment import BYTES_PER_SAMPLE, OutgoingSegment, seconds
 from orchestrator.audio.segments import SegmentTracker
 from orchestrator.metrics import Metrics
 from orchestrator.session.event_outbox import EventOutbox
+from orchestrator.session.spoken_actions import SpokenActions, TextActions
 from orchestrator.tts.segmentation import GrowingText
 from orchestrator.tts.synthesizer import SpeechChunk
 
@@ -89,6 +92,7 @@ class SpeechQueue:
     Attributes:
         room: to be set when something was heard or dropped, so that there may be room for more.
         last_audio_at: Unix time of the last PCM.
+        actions: what is done when a place in the speech is heard.
     """
 
     def __init__(
@@ -106,6 +110,7 @@ class SpeechQueue:
         self._backlog_s = backlog_s
         self.room = asyncio.Event()
         self.last_audio_at: float | None = None
+        self.actions = SpokenActions()
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
@@ -128,11 +133,16 @@ class SpeechQueue:
         self._tracker.check_open()
 
     def say(
-        self, speak: Callable[[], AsyncGenerator[SpeechChunk, None]], *, on_over: Callable[[], None] = lambda: None
+        self,
+        speak: Callable[[], AsyncGenerator[SpeechChunk, None]],
+        *,
+        on_over: Callable[[], None] = lambda: None,
+        actions: TextActions | None = None,
     ) -> SpeechJob:
         """Opens a segment and fills it with what `speak` makes in the background, when its turn comes.
 
-        `on_over` is called when nothing more is put into it.
+        `on_over` is called when nothing more is put into it. `actions` are the marks of the text that `speak` says: their clips are
+        played as they are heard.
 
         Raises what `check` and `speak` raise.
         """
@@ -141,7 +151,7 @@ class SpeechQueue:
         segment = self._tracker.open_segment(time.monotonic(), speech=True)
         utterance = SpeechJob(segment.number)
         name = f"speech-{self._session_id}-{segment.number}"
-        task = asyncio.create_task(self._fill(utterance, segment, chunks, self._turn), name=name)
+        task = asyncio.create_task(self._fill(utterance, segment, chunks, self._turn, actions), name=name)
         self._tasks.add(task)
         self._metrics.speech_waiting.inc()
         task.add_done_callback(self._tasks.discard)
@@ -156,6 +166,7 @@ class SpeechQueue:
             task.cancel()
         self._ending |= self._tasks
         self._tasks.clear()
+        self.actions.clear()
         self._turn = asyncio.Lock()
 
     async def aclose(self) -> None:
@@ -169,9 +180,11 @@ class SpeechQueue:
         segment: OutgoingSegment,
         chunks: AsyncGenerator[SpeechChunk, None],
         turn: asyncio.Lock,
+        actions: TextActions | None,
     ) -> None:
         outcome, number, speech = "ok", segment.number, self._tracker.totals.speech
         span = self._spans.child(number, "synthesis")
+        times = None if actions is None else MarkTimes(actions.marks)
         try:
             async with aclosing(chunks), turn:
                 begun: float | None = time.monotonic()
@@ -188,11 +201,17 @@ class SpeechQueue:
                     if segment.over:
                         outcome = "interrupted"
                         break
+                    if actions is not None and times is not None:
+                        for word in chunk.words:
+                            self._plan(number, word.start / chunk.sample_rate, times.reached(word.text), actions)
                     self._metrics.speech_notes_dropped.inc(segment.add_notes(chunk.cues, chunk.words))
                     if chunk.pcm:
                         segment.append(chunk.pcm, chunk.sample_rate, time.monotonic())
                     self.last_audio_at = time.time()
                     self._tracker.wake()
+                else:
+                    if actions is not None and times is not None:
+                        self._plan(number, math.inf, times.rest(), actions)
         except asyncio.CancelledError:
             outcome = "interrupted"
             raise
@@ -210,6 +229,11 @@ class SpeechQueue:
             span.end()
             segment.end()
             self._tracker.wake()
+
+    def _plan(self, segment: int, at_s: float, names: list[str], actions: TextActions) -> None:
+        for name in names:
+            if not self.actions.plan(segment, at_s, partial(actions.play, name)):
+                _log.warning("an action too many", extra={"session_id": self._session_id, "action": name})
 
     def _warn(self, code: ErrorCode, message: str) -> None:
         self._outbox.publish(WarningEvent(code=code.value, message=message))
@@ -230,9 +254,15 @@ class TextStream:
     reading it, and a `clear` is seen whatever waits.
     """
 
-    def __init__(self, speech: SpeechQueue, speak: Callable[[GrowingText], AsyncGenerator[SpeechChunk, None]]) -> None:
+    def __init__(
+        self,
+        speech: SpeechQueue,
+        speak: Callable[[GrowingText], AsyncGenerator[SpeechChunk, None]],
+        actions: TextActions | None = None,
+    ) -> None:
         self._speech = speech
         self._speak = speak
+        self._actions = actions
         self._text = GrowingText()
         self._written = ""
         self._ended = False
@@ -260,13 +290,18 @@ class TextStream:
             )
         if self.over.is_set() or self._ended:
             return False
+        self._take(piece if self._actions is None else self._actions.marks.push(piece))
+        return True
+
+    def _take(self, piece: str) -> None:
+        """Text without its marks."""
         self._written += piece
         if self.utterance is None and any(c.isalnum() for c in piece):
-            self.utterance = self._speech.say(partial(self._speak, self._text), on_over=self._close)
+            speak = partial(self._speak, self._text)
+            self.utterance = self._speech.say(speak, on_over=self._close, actions=self._actions)
             name = f"dictation-{self.utterance.segment}"
             self._feeding = asyncio.create_task(self._feed(), name=name)
         self._changed.set()
-        return True
 
     async def drain(self) -> None:
         """Waits until the voice has room for all that was written, or the segment is over. Cancelling is harmless."""
@@ -276,6 +311,8 @@ class TextStream:
 
     def end(self) -> None:
         """The text is complete. Safe to call twice."""
+        if self._actions is not None and self.utterance is not None and not self._ended and not self.over.is_set():
+            self._take(self._actions.marks.end())
         self._ended = True
         self._changed.set()
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 
 from livekit import rtc
 from livekit.agents.types import USERDATA_TIMED_TRANSCRIPT
 from livekit.plugins.musetalk.output import AvatarOutput
 
+from orchestrator.action_marks import LEAD_S
 from orchestrator.conversation.worker.room_captions import RoomCaptions
 from orchestrator.conversation.worker.spoken_words import SpokenWords
 
+USERDATA_ACTIONS = "musetalk.actions"
+"""Of a frame: clips `(seconds, name)` that are to be played, from the first sample of the whole speech on."""
 _TICK_S = 0.02
 """How late a caption may be."""
 
@@ -22,6 +26,7 @@ class HeardOutput(AvatarOutput):  # type: ignore[misc]  # livekit-agents lives i
     Args:
         captions: takes the words as they are heard.
         sent: takes the words whose sound the avatar got; must not block.
+        act: takes the names of clips as their place in the speech is heard; must not block.
     """
 
     def __init__(
@@ -32,9 +37,10 @@ class HeardOutput(AvatarOutput):  # type: ignore[misc]  # livekit-agents lives i
         sample_rate: int,
         captions: RoomCaptions,
         sent: Callable[[str], object],
+        act: Callable[[str], object],
     ) -> None:
         super().__init__(room, destination_identity=destination_identity, sample_rate=sample_rate)
-        self._captions, self._sent = captions, sent
+        self._captions, self._sent, self._act = captions, sent, act
         self._words: list[SpokenWords] = []  # of the segments that are not over
         self._flushed = True
         self._showing: asyncio.Task[None] | None = None
@@ -47,6 +53,7 @@ class HeardOutput(AvatarOutput):  # type: ignore[misc]  # livekit-agents lives i
         timed = frame.userdata.get(USERDATA_TIMED_TRANSCRIPT, ())
         for word in timed:
             words.add(str(word), word.start_time)
+        words.actions += frame.userdata.get(USERDATA_ACTIONS, ())
         await super().capture_frame(frame)
         if timed:
             self._sent("".join(timed))
@@ -64,6 +71,8 @@ class HeardOutput(AvatarOutput):  # type: ignore[misc]  # livekit-agents lives i
         """Also closes the caption: what was heard and not shown yet is shown."""
         words = self._words.pop(0) if self._words else SpokenWords()
         self._flushed = self._flushed or not self._words
+        for name in words.due(position_s if interrupted else math.inf):
+            self._act(name)
         if not words.texts:
             return None
         heard = words.begun(position_s) if interrupted else len(words.texts)
@@ -82,6 +91,8 @@ class HeardOutput(AvatarOutput):  # type: ignore[misc]  # livekit-agents lives i
         while (position_s := self.position_s) is not None:
             words = self._words[0]
             self._caption(words, words.begun(position_s))
+            for name in words.due(position_s + LEAD_S):
+                self._act(name)
             await asyncio.sleep(_TICK_S)
 
     def _caption(self, words: SpokenWords, begun: int) -> None:

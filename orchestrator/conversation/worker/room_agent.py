@@ -14,11 +14,16 @@ from livekit.agents.stt import SpeechEventType
 from livekit.agents.types import USERDATA_TIMED_TRANSCRIPT, TimedString
 from livekit.agents.vad import VADEvent, VADEventType, VADStream
 
+from orchestrator.action_marks import ActionMarks, MarkTimes
 from orchestrator.conversation.worker.backchannels import spoken
 from orchestrator.conversation.worker.early_recognition import EarlyRecognition
 from orchestrator.conversation.worker.early_sentences import EarlySentences
 from orchestrator.conversation.worker.floor import Floor
-from orchestrator.conversation.worker.timed_voice import TimedVoice
+from orchestrator.conversation.worker.heard_output import USERDATA_ACTIONS
+from orchestrator.conversation.worker.timed_voice import SAMPLE_RATE, TimedVoice
+
+_LETTERS_PER_S = 14.0
+"""Of speech at its usual pace, by which marks are placed where a voice says no times."""
 
 
 class RoomAgent(Agent):  # type: ignore[misc]  # livekit-agents lives in an environment of its own
@@ -32,6 +37,8 @@ class RoomAgent(Agent):  # type: ignore[misc]  # livekit-agents lives in an envi
     recognises_early = False
     words = ""
     """What was recognised last."""
+    clips: tuple[str, ...] = ()
+    """Names of the avatar's clips: `[NAME]` in what it says plays one, and is neither spoken nor shown."""
 
     async def stt_node(
         self, audio: AsyncIterable[rtc.AudioFrame], model_settings: ModelSettings
@@ -117,15 +124,17 @@ class RoomAgent(Agent):  # type: ignore[misc]  # livekit-agents lives in an envi
         self, text: AsyncIterable[str], model_settings: ModelSettings
     ) -> AsyncGenerator[rtc.AudioFrame, None]:
         """Speaks sentence by sentence. The words of a frame are in seconds from the first sample of the whole speech."""
-        voice = self.session.tts
+        voice, marks = self.session.tts, ActionMarks(self.clips)
+        plain = _without(text, marks)
         if not isinstance(voice, TimedVoice):
-            async for frame in Agent.default.tts_node(self, text, model_settings):
+            async for frame in Agent.default.tts_node(self, plain, model_settings):
+                frame.userdata[USERDATA_ACTIONS] = _estimated(marks)
                 yield frame
             return
-        sentences = EarlySentences().stream()
+        sentences, times = EarlySentences().stream(), MarkTimes(marks)
 
         async def write() -> None:
-            async for part in text:
+            async for part in plain:
                 sentences.push_text(part)
             sentences.end_input()
 
@@ -139,19 +148,54 @@ class RoomAgent(Agent):  # type: ignore[misc]  # livekit-agents lives in an envi
                 async with voice.synthesize(sentence.token.strip()) as speech:
                     async for audio in speech:
                         words = audio.frame.userdata.get(USERDATA_TIMED_TRANSCRIPT, ())
-                        placed = []
+                        placed, actions = [], []
                         for word in words:
+                            actions += [(begins_s + word.start_time, name) for name in times.reached(str(word))]
                             gap = " " if first and not last[-1:].isspace() else ""
                             placed.append(TimedString(gap + word, start_time=begins_s + word.start_time))
                             first, last = False, str(word)
                         audio.frame.userdata[USERDATA_TIMED_TRANSCRIPT] = placed
+                        audio.frame.userdata[USERDATA_ACTIONS] = actions
                         yield audio.frame
                         spoken_s += audio.frame.duration
                 begins_s += spoken_s
+            if begins_s and (last_actions := times.rest()):
+                yield _silence([(begins_s, name) for name in last_actions])
         finally:
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
             await sentences.aclose()
+
+    async def transcription_node(
+        self, text: AsyncIterable[str | TimedString], model_settings: ModelSettings
+    ) -> AsyncGenerator[str | TimedString, None]:
+        """What is shown of an answer, for a voice that does not know the times of its words."""
+        shown = _without(text, ActionMarks(self.clips)) if self.clips else text
+        async for part in Agent.default.transcription_node(self, shown, model_settings):
+            yield part
+
+
+async def _without(text: AsyncIterable[str], marks: ActionMarks) -> AsyncGenerator[str, None]:
+    """A text that is being written, without its marks."""
+    async for part in text:
+        if plain := marks.push(part):
+            yield plain
+    if rest := marks.end():
+        yield rest
+
+
+def _estimated(marks: ActionMarks) -> list[tuple[float, str]]:
+    """Takes the marks that were found, each with the time at which a voice without times gets there, about."""
+    taken = [(mark.letters / _LETTERS_PER_S, mark.name) for mark in marks.found]
+    marks.found.clear()
+    return taken
+
+
+def _silence(actions: list[tuple[float, str]]) -> rtc.AudioFrame:
+    """The shortest frame, for what comes after the last word."""
+    frame = rtc.AudioFrame(bytes(2 * SAMPLE_RATE // 100), SAMPLE_RATE, 1, SAMPLE_RATE // 100)
+    frame.userdata[USERDATA_ACTIONS] = actions
+    return frame
 
 
 def _words_of(recognition: asyncio.Task[stt.SpeechEvent | None]) -> stt.SpeechEvent | None:

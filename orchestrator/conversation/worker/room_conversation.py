@@ -20,6 +20,7 @@ from livekit.agents.voice.turn import (
 from pydantic import BaseModel
 
 from musetalk_agent.protocol.sdk_errors import clean_up
+from orchestrator.action_marks import ActionMarks
 from orchestrator.conversation.conversation_messages import (
     ConversationEnded,
     ConversationEvent,
@@ -148,6 +149,7 @@ class RoomConversation:
             sample_rate=SAMPLE_RATE,
             captions=captions,
             sent=self._on_words,
+            act=self._on_action,
         )
         heard = self._gated_detector(output)
         agent = RoomAgent(
@@ -159,7 +161,7 @@ class RoomConversation:
         session.output.audio = output
         floor = self._floor = Floor(session, output, opening.language)
         timed = isinstance(session.tts, TimedVoice)
-        agent.floor, agent.recognises_early = floor, opening.recognise_early
+        agent.floor, agent.recognises_early, agent.clips = floor, opening.recognise_early, opening.clips
         await session.start(agent=agent, room=self._room, room_options=_room_options(timed=timed))
         if timed:
             session.output.transcription = None  # `captions` knows when each word is heard
@@ -274,6 +276,9 @@ class RoomConversation:
     def _on_words(self, text: str) -> None:
         self._report(WordsSpoken(session_id=self._opening.session_id, text=text))
 
+    def _on_action(self, name: str) -> None:
+        self._emit("reply.action", {"name": name})
+
     def _on_disconnected(self, reason: object) -> None:
         if not self._ending.done():
             self._ending.set_result(f"the room was lost ({reason})")
@@ -315,7 +320,7 @@ class RoomConversation:
         item = event.item
         if not isinstance(item, llm.ChatMessage) or item.role not in ("user", "assistant"):
             return
-        text, metrics = item.text_content or "", item.metrics
+        text, metrics = ActionMarks(self._opening.clips).whole(item.text_content or ""), item.metrics
         if item.role == "user":
             self._heard = {"heard_ms": metrics.get("end_of_turn_delay", 0.0)}  # the transcript came within it
         else:

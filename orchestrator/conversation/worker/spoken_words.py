@@ -13,6 +13,8 @@ class SpokenWords:
     texts: list[str] = field(default_factory=list)
     starts_s: list[float] = field(default_factory=list)
     shown: int = 0
+    actions: list[tuple[float, str]] = field(default_factory=list)
+    """Clips that are not yet played, with the seconds from the first sample at which they are due."""
 
     def add(self, text: str, start_s: float) -> None:
         """Words come in the order in which they are heard."""
@@ -26,3 +28,9 @@ class SpokenWords:
     def heard(self, position_s: float) -> str:
         """What was said up to this position."""
         return "".join(self.texts[: self.begun(position_s)]).strip()
+
+    def due(self, position_s: float) -> list[str]:
+        """Takes the clips that are due by this position."""
+        names = [name for at_s, name in self.actions if at_s <= position_s]
+        self.actions = [(at_s, name) for at_s, name in self.actions if at_s > position_s]
+        return names
