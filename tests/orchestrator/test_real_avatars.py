@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +24,32 @@ MIRRORED = [np.ascontiguousarray(frame[:, ::-1]) for frame in FACE]
 SPEECH = (np.sin(np.arange(24_000) * 0.3) * 8000).astype("<i2").tobytes()
 
 
-@pytest.fixture
-async def running(tmp_path: Path) -> AsyncIterator[Stage]:
+@asynccontextmanager
+async def with_warp(folder: Path, **overrides: Any) -> AsyncIterator[Stage]:
+    """An orchestrator with a library, and an agent as a process of its own. `overrides` as `stage` has them."""
     port = free_port()
     command = [sys.executable, "-m", "musetalk_agent", "serve", "--host", "127.0.0.1", "--port", str(port)]
     environment = {
         "AGENT_API_KEY": AGENT_KEY,
         "AGENT_ENGINE": "warp",
         "LOG_LEVEL": "WARNING",
-        "AVATAR_CACHE_DIR": str(tmp_path),
+        "AVATAR_CACHE_DIR": str(folder),
     }
     agent = Child("agent", command, environment)
     await agent.start()
     try:
         await agent.ready(f"http://127.0.0.1:{port}/health", NEVER_S)
-        async with stage(agent_url=f"http://127.0.0.1:{port}", avatars_dir=tmp_path / "library") as made:
+        library = folder / "library"
+        async with stage(agent_url=f"http://127.0.0.1:{port}", avatars_dir=library, **overrides) as made:
             yield made
     finally:
         await agent.stop()
+
+
+@pytest.fixture
+async def running(tmp_path: Path) -> AsyncIterator[Stage]:
+    async with with_warp(tmp_path) as made:
+        yield made
 
 
 async def ready(stack: Stage, frames: list[Any]) -> str:

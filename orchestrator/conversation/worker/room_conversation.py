@@ -123,7 +123,7 @@ class RoomConversation:
             detail = f"{TEXTS_MAX} lines wait to be said: this one is dropped"
             self._emit("warning", {"code": "conversation_busy", "detail": detail, "message_id": message_id})
             return
-        self._emit("reply.queued", {"text": text, "message_id": message_id})
+        self._emit("reply.queued", {"text": self._plain(text), "message_id": message_id})
         self._early.append(text)
         self._say_early()
 
@@ -276,6 +276,10 @@ class RoomConversation:
     def _on_words(self, text: str) -> None:
         self._report(WordsSpoken(session_id=self._opening.session_id, text=text))
 
+    def _plain(self, text: str) -> str:
+        """A text without its marks."""
+        return ActionMarks(self._opening.clips).whole(text)
+
     def _on_action(self, name: str) -> None:
         self._emit("reply.action", {"name": name})
 
@@ -320,7 +324,7 @@ class RoomConversation:
         item = event.item
         if not isinstance(item, llm.ChatMessage) or item.role not in ("user", "assistant"):
             return
-        text, metrics = ActionMarks(self._opening.clips).whole(item.text_content or ""), item.metrics
+        text, metrics = self._plain(item.text_content or ""), item.metrics
         if item.role == "user":
             self._heard = {"heard_ms": metrics.get("end_of_turn_delay", 0.0)}  # the transcript came within it
         else:

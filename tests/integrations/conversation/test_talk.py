@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,7 @@ from orchestrator.tts.synthesizer import SpeechChunk, SpeechOptions, Synthesizer
 from orchestrator.tts.voices import Voices
 from tests.fakes.openai_models import KEY, FakeModels
 from tests.fakes.serving import plain_config, serving
+from tests.fakes.stage import Stage
 from tests.integrations.conversation.room_lines import follow_captions
 from tests.orchestrator.voice.stack import Stack, stack
 from tests.viewer import RATE
@@ -95,8 +96,10 @@ async def talk(
     speaks: Synthesizer | None = None,
     webhook_secret: str | None = None,
     settings: dict[str, Any] | None = None,
+    prepare: Callable[[Stage], Awaitable[dict[str, Any]]] | None = None,
     **conversation: Any,
 ) -> AsyncIterator[Talk]:
+    """`prepare` is called before the session is started, and returns further fields of its start."""
     speaker = speaks or SineVoice()
     known = speaker.names()
     named = known[0].name if known else "piper:joe"  # the embedded voices are known once they are open
@@ -120,7 +123,8 @@ async def talk(
         )
         given = {"instructions": "Be brief.", **conversation}
         small = {"width": 128, "height": 128}  # nobody looks
-        started = await running.stage.start(conversation=given, webhook_secret=webhook_secret, **small)
+        more = await prepare(running.stage) if prepare is not None else {}
+        started = await running.stage.start(conversation=given, webhook_secret=webhook_secret, **small, **more)
         made = Talk(running, models, started)
         following = asyncio.create_task(made.follow())
         try:
