@@ -258,6 +258,11 @@ class Factory:
     ) -> Bundle:
         picture = request.picture
         if not engine.needs_face:
+            if request.avatar_settings.background == "transparent":
+                text = (
+                    f"The engine {engine.name!r} draws its own picture, which is not transparent; give another engine."
+                )
+                raise EngineUnavailable(text, field="engine", value=engine.name)
             width = (picture.width or _PATTERN_SIDE) // 2 * 2
             height = (picture.height or _PATTERN_SIDE) // 2 * 2
             return pattern_bundle(width, height, picture.fps)

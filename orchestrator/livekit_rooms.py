@@ -116,6 +116,8 @@ class _BoundedResponse(aiohttp.ClientResponse):
 EMPTY_TIMEOUT_S = 300
 """A room without participants closes after this long (s); LiveKit's own default, set so that it does not depend on the server."""
 DEPARTURE_TIMEOUT_S = 20
+ALPHA, ALPHA_BELOW = "avatar.alpha", "below"
+"""The attribute of an avatar whose video has its alpha in its lower half, and its one value."""
 DEPLOYMENT = "avatar.deployment"
 """Attribute of our participants that names their deployment."""
 CALL_S = 5.0
@@ -193,10 +195,13 @@ class TokenMinter:
         )
         return self._token(identity, ttl_s, grants).to_jwt()
 
-    def avatar(self, room: str, identity: str, ttl_s: float, *, name: str, on_behalf_of: str | None) -> str:
+    def avatar(
+        self, room: str, identity: str, ttl_s: float, *, name: str, on_behalf_of: str | None, alpha: bool = False
+    ) -> str:
         """The agent's token: publishes camera and microphone, kind `agent`.
 
-        `on_behalf_of` is the identity of the participant whose voice the avatar is (attribute `lk.publish_on_behalf`).
+        `on_behalf_of` is the identity of the participant whose voice the avatar is (attribute `lk.publish_on_behalf`). `alpha` says
+        that the lower half of its video is the alpha of the upper one (attribute `avatar.alpha`).
         """
         grants = api.VideoGrants(
             room_join=True,
@@ -211,6 +216,8 @@ class TokenMinter:
         attributes = {DEPLOYMENT: deployment_id} if deployment_id else {}
         if on_behalf_of:
             attributes["lk.publish_on_behalf"] = on_behalf_of
+        if alpha:
+            attributes[ALPHA] = ALPHA_BELOW
         token = self._token(identity, ttl_s, grants).with_kind("agent").with_name(name)
         return token.with_attributes(attributes).to_jwt()
 

@@ -186,7 +186,7 @@ async def resolved(ctx: Context, caller: Caller, order: SessionRequest, asked: S
     avatar_id, settings, source = order.avatar.avatar_id, asked, order.avatar
     if kept := in_library(avatar_id):
         source, settings = await clip_of(ctx, caller, avatar_id or "", asked)
-    settings = _live(settings, asked)
+    settings = _live(order, settings, asked)
     return replace(
         order,
         avatar=source,
@@ -196,19 +196,21 @@ async def resolved(ctx: Context, caller: Caller, order: SessionRequest, asked: S
     )
 
 
-def _live(settings: ShownSettings, asked: ShownSettings) -> ShownSettings:
-    """The settings of a session, whose picture has no alpha: an avatar that is transparent in films is shown as it is.
+def _live(order: SessionRequest, settings: ShownSettings, asked: ShownSettings) -> ShownSettings:
+    """The settings of a session: transparent only where it asks for that itself, for its viewers must know how to show it. An
+    avatar that is so by its own setting is shown as it is.
 
-    Raises ProblemError `invalid_request` where transparency was asked for.
+    Raises ProblemError `invalid_request` where what was asked for beside it has no alpha.
     """
     if settings.background != "transparent":
         return settings
-    if asked.background == "transparent":
-        text = (
-            "avatar_settings.background: transparent is for films (POST /renders); give a session another background."
-        )
-        raise ProblemError(ErrorCode.INVALID_REQUEST, text, field="avatar_settings.background", value="transparent")
-    return settings.model_copy(update={"background": "keep"})
+    if asked.background != "transparent":
+        return settings.model_copy(update={"background": "keep"})
+    without = {"record": order.record, "rtmp_url": order.rtmp_url, "engine": order.engine == "pattern"}
+    for field in (name for name, wanted in without.items() if wanted):
+        text = f"{field}: it has no transparency; leave it out, or give avatar_settings another background."
+        raise ProblemError(ErrorCode.INVALID_REQUEST, text, field=field)
+    return settings
 
 
 async def _session_with(ctx: Context, avatar_id: str) -> str | None:

@@ -26,6 +26,7 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.avatars.avatar_record import ShownSettings
 from orchestrator.conversation.options import ConversationRequest
 from orchestrator.keys import Caller, Scope
+from orchestrator.livekit_rooms import ALPHA_BELOW
 from orchestrator.routes import participant_source
 from orchestrator.routes.auth import Rule, current, require, visible
 from orchestrator.routes.avatar_routes import resolved
@@ -273,6 +274,7 @@ def started(ctx: Context, request: Request, session: ManagedSession) -> dict[str
         "fps": agent.fps,
         "width": agent.width,
         "height": agent.height,
+        "alpha": ALPHA_BELOW if session.order.transparent else None,
         "publisher": agent.publisher,
         "expires_at": iso(session.expires_at),
         "avatar": report,
@@ -359,6 +361,13 @@ async def avatar(session_id: str, body: AvatarRequest, ctx: Ctx, request: Reques
     if source.empty:
         raise ProblemError(
             ErrorCode.AVATAR_MISSING, "Give frames_zip_url, idle_video_url or avatar_id.", field="frames_zip_url"
+        )
+    if body.avatar_settings.background == "transparent" and not found.order.transparent:
+        raise ProblemError(
+            ErrorCode.INVALID_REQUEST,
+            "avatar_settings.background: a session is transparent from its start on or never; start another one.",
+            field="avatar_settings.background",
+            value="transparent",
         )
     chosen = replace(found.order, avatar=source, avatar_settings=body.avatar_settings.mouth)
     snapshot = await ctx.sessions.change_avatar(found, await resolved(ctx, caller, chosen, body.avatar_settings))

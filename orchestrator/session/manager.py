@@ -263,10 +263,11 @@ class SessionManager:
             lease = session.lease
             if lease is None or session.base_state is SessionState.RECOVERING:
                 raise _moving(session)
-            # how late the lips are is decided as speech begins, and stays what it is
-            settings = chosen.avatar_settings.model_copy(
-                update={"av_offset_ms": session.order.avatar_settings.av_offset_ms}
-            )
+            # how late the lips are is decided as speech begins, and whether there is alpha by the tracks: both stay what they are
+            kept: dict[str, object] = {"av_offset_ms": session.order.avatar_settings.av_offset_ms}
+            if session.order.transparent:
+                kept["background"] = "transparent"
+            settings = chosen.avatar_settings.model_copy(update=kept)
             request = AgentAvatarRequest(avatar=chosen.avatar, avatar_settings=settings)
             snapshot = await self._shown(lease, session.session_id, request)
             if session.lease is not lease:  # it has moved meanwhile, with the avatar of before

@@ -29,7 +29,7 @@ from orchestrator.audio.ingest import AudioLimits
 from orchestrator.conversation.opened_conversation import OpenedConversation
 from orchestrator.conversation.options import ConversationRequest
 from orchestrator.events import STATE, EventBus
-from orchestrator.livekit_rooms import RoomIngress
+from orchestrator.livekit_rooms import ALPHA, ALPHA_BELOW, RoomIngress
 from orchestrator.session.speech_pipeline import SpeechPipeline
 from orchestrator.store.session_store import Progress
 from orchestrator.tts.speech_settings import SpeechSettings
@@ -135,6 +135,11 @@ class SessionRequest:
     """The avatar of the library that `avatar` is the clip of."""
     avatar_voice: str | None = None
     """The voice of that avatar's settings."""
+
+    @property
+    def transparent(self) -> bool:
+        """Whether the lower half of the avatar's video is the alpha of the upper one."""
+        return self.avatar_settings.background == "transparent"
 
 
 @dataclass(frozen=True)
@@ -382,6 +387,8 @@ def ingress_attributes(session: ManagedSession, live: SpeechPipeline) -> dict[st
     if session.ingress is None or live.side is None or live.side.vitals.publisher != "rtmp":
         return None
     attributes = {"avatar.state": "speaking" if live.speaking else "idle"}
+    if session.order.transparent:
+        attributes[ALPHA] = ALPHA_BELOW
     if session.order.speaker:
         attributes["lk.publish_on_behalf"] = session.order.speaker
     return attributes

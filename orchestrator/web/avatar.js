@@ -45,6 +45,7 @@ export { ApiError, AudioLink, AvatarClient, Conversation, RoomMicrophone, Viewer
  *   "audioblocked": boolean,
  *   "audiotrack": MediaStreamTrack,
  *   "avatar.state": string | null,
+ *   "alpha": boolean,
  *   "connection": "connected" | "reconnecting",
  *   "link": "connecting" | "open" | "reconnecting" | "closed",
  *   "publisher.changed": {publisher: "livekit" | "whip" | "rtmp" | "none", reason: string},
@@ -57,13 +58,13 @@ export { ApiError, AudioLink, AvatarClient, Conversation, RoomMicrophone, Viewer
  *   "blocked": boolean,
  * }} AvatarEvents Events and their `detail`. `started`: the orchestrator has started the session, and its room is joined next.
  *     `firstframe`: the first frame is shown, at this `performance.now()`. `audioblocked`: whether the browser blocks playback; call
- *     `startAudio` in a click. `message`: a line of the conversation, new or changed. `audiotrack`: the track that is played from now on. `avatar.state`: the attribute of the avatar's
+ *     `startAudio` in a click. `message`: a line of the conversation, new or changed. `audiotrack`: the track that is played from now on. `alpha`: the avatar is transparent, and drawn on the canvas. `avatar.state`: the attribute of the avatar's
  *     participant. `connection` is the room's, `link` that of the WebSocket for audio and events. `publisher.changed` to `error` are
  *     described in `docs/protocol.md`. `picture` and `blocked` are deprecated: `firstframe`, `audioblocked`.
  */
 
 const LINK_EVENTS = /** @type {const} */ (["publisher.changed", "playback.started", "playback.finished", "cleared", "warning", "error"]);
-const VIEWER_EVENTS = /** @type {const} */ (["firstframe", "caption", "audioblocked", "audiotrack", "avatar.state", "connection", "picture", "blocked"]);
+const VIEWER_EVENTS = /** @type {const} */ (["firstframe", "caption", "audioblocked", "audiotrack", "avatar.state", "alpha", "connection", "picture", "blocked"]);
 /** Errors that end this connection as the session's sender; the session goes on. */
 const SENDER_ONLY = new Set(["replaced", "idle_timeout", "backlog_exceeded", "rate_exceeded", "message_too_large", "invalid_message"]);
 const OVER = new Set(["stopped", "failed"]);
@@ -82,6 +83,7 @@ export class Avatar extends EventTarget {
   /**
    * @param {object} options
    * @param {HTMLVideoElement} options.video shows the avatar; give it `playsinline`
+   * @param {HTMLCanvasElement} [options.canvas] shows the avatar in the video's place where it is transparent: lay it over the video, and hide that at the event `alpha`
    * @param {HTMLAudioElement} [options.audio] plays its audio; by default an element outside of the document
    * @param {import("./vendor/livekit-client.esm.js").ConnectedRoom} [options.room] a LiveKit room that the page has connected. The avatar uses
    *     it and never disconnects it; several avatars may share it. By default the avatar joins with a room of its own
@@ -89,10 +91,10 @@ export class Avatar extends EventTarget {
    * @param {string | ((refused: boolean) => Promise<string>)} [options.token] API key, or a function that returns one (see
    *     `AvatarClient`); without it `join` works, and `start`, `speak` and `stop` do not
    */
-  constructor({ video, audio = new Audio(), room, baseUrl = new URL(import.meta.url).origin, token }) {
+  constructor({ video, canvas, audio = new Audio(), room, baseUrl = new URL(import.meta.url).origin, token }) {
     super();
     this.client = token === undefined ? null : new AvatarClient({ baseUrl, token });
-    this.viewer = new Viewer({ video, audio, room });
+    this.viewer = new Viewer({ video, canvas, audio, room });
     /** Takes PCM; null until joined, and for a page that only watches. @type {AudioLink | null} */
     this.link = null;
     /** Both sides' words; null until joined, and for a session without a conversation. @type {Conversation | null} */

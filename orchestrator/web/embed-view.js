@@ -11,7 +11,9 @@ const CSS = `
 [hidden] { display: none !important; }
 * { box-sizing: border-box; }
 .stage { position: relative; aspect-ratio: var(--ta-ratio, 1); overflow: hidden; border-radius: var(--ta-radius); background: #20242e; }
-video, .poster { position: absolute; inset: 0; inline-size: 100%; block-size: 100%; object-fit: cover; }
+video, canvas, .poster { position: absolute; inset: 0; inline-size: 100%; block-size: 100%; object-fit: cover; }
+.stage.transparent { background: none; }
+.stage.transparent video { opacity: 0; }
 .top, .bottom { position: absolute; inset-inline: 0; display: flex; gap: 8px; padding: 10px; align-items: center; justify-content: center; }
 .top { inset-block-start: 0; justify-content: space-between; pointer-events: none; }
 .top > * { pointer-events: auto; }
@@ -81,6 +83,7 @@ export class EmbedView {
     }
     root.adoptedStyleSheets = [sheet]; // a page's `style-src` does not have to allow it
     this.video = /** @type {HTMLVideoElement} */ (make("video", { part: "video", playsinline: "" }));
+    this.canvas = /** @type {HTMLCanvasElement} */ (make("canvas", { part: "canvas", hidden: "", "aria-hidden": "true" }));
     this.poster = /** @type {HTMLImageElement} */ (make("img", { part: "poster", class: "poster", alt: "" }));
     this.startLabel = make("span", { part: "start" });
     /** The whole stage. @type {HTMLButtonElement} */
@@ -96,19 +99,17 @@ export class EmbedView {
     this.form = /** @type {HTMLFormElement} */ (make("form", { part: "form" }, this.input, this.send));
     this.log = make("div", { class: "log", role: "log" });
     this.controls = make("div", { part: "controls", class: "controls" }, this.talk, this.sound);
-    root.append(
-      make(
-        "div",
-        { part: "stage", class: "stage" },
-        this.video,
-        this.poster,
-        make("div", { class: "top" }, this.status, this.stop),
-        this.start,
-        make("div", { class: "bottom" }, this.problem, this.captions, this.controls),
-      ),
-      this.form,
-      this.log,
+    this.stage = make(
+      "div",
+      { part: "stage", class: "stage" },
+      this.video,
+      this.canvas,
+      this.poster,
+      make("div", { class: "top" }, this.status, this.stop),
+      this.start,
+      make("div", { class: "bottom" }, this.problem, this.captions, this.controls),
     );
+    root.append(this.stage, this.form, this.log);
     this.showProblem("");
     this.showCaption("");
   }
@@ -142,6 +143,12 @@ export class EmbedView {
     if (this.sound.dataset.muted !== String(muted)) this.sound.replaceChildren(icon(muted ? ICONS.silent : ICONS.sound));
     this.sound.dataset.muted = String(muted);
     setText(this.status, status);
+  }
+
+  /** Shows the canvas, which lets the page through, in the video's place. @param {boolean} transparent */
+  showTransparent(transparent) {
+    this.canvas.hidden = !transparent;
+    this.stage.classList.toggle("transparent", transparent);
   }
 
   /** @param {string} address "" for none */

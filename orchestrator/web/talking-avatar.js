@@ -9,7 +9,7 @@
  * of your own site that answers `{"token": "mtp_…"}` at each start; `avatar` one of the token's avatars; `poster` an image shown before the
  * start; `talk` shows the microphone's button, `text` the text field; `captions="off"` hides captions; `muted` plays no audio.
  *
- * Styling: `::part(stage | video | poster | start | stop | talk | mute | button | controls | status | captions | error | form | input | send)`, the
+ * Styling: `::part(stage | video | canvas | poster | start | stop | talk | mute | button | controls | status | captions | error | form | input | send)`, the
  * attribute `state`, and the custom properties `--ta-ratio`, `--ta-accent`, `--ta-panel`, `--ta-radius`.
  *
  * @module talking-avatar
@@ -203,7 +203,7 @@ export class TalkingAvatar extends ReflectedAttributes {
     let held = null;
     // A session belongs to the token that started it: another one is asked for only while there is none.
     const token = (/** @type {boolean} */ refused) => (refused && !avatar.session && this.#findsTokens ? (held = this.#findToken()) : (held ??= this.#findToken()));
-    const avatar = new Avatar({ video: this.#view.video, audio: this.#audio, baseUrl, token });
+    const avatar = new Avatar({ video: this.#view.video, canvas: this.#view.canvas, audio: this.#audio, baseUrl, token });
     this.#avatar = avatar;
     this.#reason = "";
     this.#activity = null;
@@ -261,6 +261,7 @@ export class TalkingAvatar extends ReflectedAttributes {
     const on = (name, listener) => avatar.on(name, (detail) => avatar === this.#avatar && listener(detail));
     on("state", ({ state, reason }) => this.#sessionState(avatar, state, reason ?? ""));
     on("firstframe", () => this.#view.showPoster(""));
+    on("alpha", (transparent) => this.#view.showTransparent(transparent));
     on("conversation.state", (activity) => {
       this.#activity = activity;
       this.#announce();
@@ -335,6 +336,7 @@ export class TalkingAvatar extends ReflectedAttributes {
     this.#activity = null;
     this.#reason = reason;
     this.#view.showCaption("");
+    this.#view.showTransparent(false);
     this.#view.showPoster(this.#posterAddress());
     this.#setState(state);
     const words = sentence(state === "failed" ? "error" : "ended", reason, this.#texts());

@@ -6,6 +6,7 @@
  * @module viewer
  */
 
+import { AlphaCanvas } from "./alpha-canvas.js";
 import { subscribeToCaptions } from "./captions.js";
 import { Statistics } from "./statistics.js";
 import { DisconnectReason, Room, RoomEvent, Track, setLogLevel } from "./vendor/livekit-client.esm.js";
@@ -33,24 +34,28 @@ const DEPRECATED_NAMES = { firstframe: "picture", audiotrack: "voice", audiobloc
  * Events: `connection` (detail `connected`, `reconnecting`), `avatar.state` (detail: the participant's attribute of this name, or
  * null; `reconnecting` while the avatar is not in the room), `firstframe` (detail: its `performance.now()`), `audiotrack` (detail:
  * MediaStreamTrack), `audioblocked` (detail: whether the browser blocks playback), `caption` (detail: `Caption`), `disconnected`
- * (detail: a sentence). Deprecated names of these: `picture`, `voice`, `blocked`, `avatar`, `ended`.
+ * (detail: a sentence), `alpha` (detail: whether the avatar is transparent, and drawn on the canvas from now on). Deprecated names of these: `picture`, `voice`, `blocked`, `avatar`, `ended`.
  */
 export class Viewer extends EventTarget {
   /** @type {ResizeObserver | undefined} */
   #sizes;
+  /** Draws a transparent avatar. @type {AlphaCanvas | null} */
+  #alpha = null;
 
   /**
    * @param {object} options
    * @param {HTMLVideoElement} options.video
    * @param {HTMLAudioElement} options.audio
+   * @param {HTMLCanvasElement} [options.canvas] shows a transparent avatar in the video's place; the video goes on unseen
    * @param {HTMLAudioElement} [options.standbyAudio] plays the orchestrator's audio
    * @param {HTMLAudioElement} [options.voice] deprecated: `standbyAudio`
    * @param {import("./vendor/livekit-client.esm.js").ConnectedRoom} [options.room] a connected room of the caller's, which stays connected when the viewer leaves
    */
-  constructor({ video, audio, voice, standbyAudio = voice ?? new Audio(), room }) {
+  constructor({ video, canvas, audio, voice, standbyAudio = voice ?? new Audio(), room }) {
     super();
     setLogLevel("error");
     this.elements = { video, audio, standbyAudio };
+    this.canvas = canvas ?? null;
     this.identity = "";
     this.standbyIdentity = "";
     /** The participant that speaks for the avatar in a conversation: the words are its transcriptions. */
@@ -93,6 +98,7 @@ export class Viewer extends EventTarget {
     else this.#attachPresentTracks();
     this.#emit("connection", "connected");
     this.#emit("avatar.state", this.#avatarState());
+    this.#showAlpha();
     if (!this.room.canPlaybackAudio) this.#emit("audioblocked", true);
   }
 
@@ -100,6 +106,7 @@ export class Viewer extends EventTarget {
   async leave() {
     this.ended = true;
     this.#sizes?.disconnect();
+    this.#alpha?.stop();
     for (const unsubscribe of this.unsubscribe.splice(0)) unsubscribe();
     for (const kind of /** @type {const} */ (["audio", "video", "standbyAudio"])) {
       this.tracks[kind]?.detach(this.elements[kind]);
@@ -128,6 +135,15 @@ export class Viewer extends EventTarget {
     return this.room.remoteParticipants.get(this.identity)?.attributes["avatar.state"] ?? null;
   }
 
+  /** A transparent avatar is one from its first frame on. */
+  #showAlpha() {
+    const below = this.room.remoteParticipants.get(this.identity)?.attributes["avatar.alpha"] === "below";
+    if (!below || !this.canvas || this.#alpha) return;
+    this.#alpha = new AlphaCanvas(this.elements.video, this.canvas);
+    this.#alpha.start();
+    this.#emit("alpha", true);
+  }
+
   #listen() {
     const isAvatar = (/** @type {Participant} */ participant) => participant.identity === this.identity;
     this.#on(RoomEvent.TrackSubscribed, (track, publication, participant) => this.#attach(track, publication, participant));
@@ -137,7 +153,9 @@ export class Viewer extends EventTarget {
       if (isAvatar(participant)) this.#emit("avatar.state", this.#avatarState());
     });
     this.#on(RoomEvent.ParticipantConnected, (participant) => {
-      if (isAvatar(participant)) this.#emit("avatar.state", this.#avatarState());
+      if (!isAvatar(participant)) return;
+      this.#emit("avatar.state", this.#avatarState());
+      this.#showAlpha();
     });
     this.#on(RoomEvent.ParticipantDisconnected, (participant) => {
       if (isAvatar(participant)) this.#emit("avatar.state", "reconnecting");

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from typing import Any
 
 import pytest
@@ -51,7 +53,6 @@ async def test_a_field_left_out_has_its_default(running: Stage) -> None:
         ("sharpen", -0.1),
         ("sharpness", 1),
         ("background", "green"),
-        ("background", "transparent"),
         ("background", "image:file:///a.png"),
     ],
 )
@@ -63,6 +64,40 @@ async def test_what_cannot_be_is_named(running: Stage, field: str, value: Any) -
         "invalid_request",
         f"avatar_settings.{field}",
     )
+    assert running.agent.starts == 0
+
+
+CLEAR = {"background": "transparent"}
+
+
+async def test_a_session_is_transparent_where_it_asks_for_that(running: Stage) -> None:
+    body = {"engine": "warp", "avatar_id": "demo"}
+    started = await running.start(avatar_settings=CLEAR, **body)
+    assert started["alpha"] == "below"
+    request = running.agent.only.request
+    assert request.avatar_settings.background == "transparent"
+    payload = request.livekit_token.split(".")[1]
+    claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    assert claims["attributes"]["avatar.alpha"] == "below"
+    path = f"/session/{started['session_id']}"
+    shown = await running.http.post(
+        f"{path}/avatar", json={"avatar_id": "demo", "avatar_settings": {"background": "#ff0000"}}
+    )
+    assert shown.status_code == 200, shown.text
+    assert running.agent.avatars.shown[-1].avatar_settings.background == "transparent", "the tracks have alpha"
+    recorded = await running.http.post(f"{path}/recording", json={"state": "recording"})
+    assert (recorded.status_code, recorded.json()["code"], recorded.json()["field"]) == (
+        422,
+        "invalid_request",
+        "state",
+    )
+
+
+@pytest.mark.parametrize("more", [{"record": True}, {"rtmp_url": "rtmp://203.0.113.9/live/key"}, {"engine": "pattern"}])
+async def test_what_has_no_alpha_is_refused_beside_it(running: Stage, more: dict[str, Any]) -> None:
+    body = {"room": "stage", "engine": "warp", "avatar_id": "demo", "avatar_settings": CLEAR, **more}
+    refused = (await running.http.post("/session/start", json=body)).json()
+    assert (refused["code"], refused["field"]) == ("invalid_request", next(iter(more))), refused
     assert running.agent.starts == 0
 
 

@@ -407,7 +407,12 @@ async def test_an_avatar_that_is_transparent_in_films_is_shown_in_sessions_as_it
         assert changed.status_code == 200 and changed.json()["state"] == "preparing", "it needs a matte"
         await settled(running, avatar_id)
         assert running.agent.avatars.prepared[-1].avatar_settings.background == "transparent"
-        await running.start(avatar_id=avatar_id)
-        assert running.agent.only.request.avatar_settings.background == "keep"
+        started = await running.start(avatar_id=avatar_id)
+        assert running.agent.only.request.avatar_settings.background == "keep" and started["alpha"] is None
+        asked = await running.http.post(
+            f"/session/{started['session_id']}/avatar",
+            json={"avatar_id": avatar_id, "avatar_settings": {"background": "transparent"}},
+        )
+        assert (asked.status_code, asked.json()["field"]) == (422, "avatar_settings.background")
         blurred = await running.http.patch(f"/avatars/{avatar_id}", json={"settings": {"background": "blur"}})
         assert blurred.json()["state"] == "ready", "the same matte serves"
