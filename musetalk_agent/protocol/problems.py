@@ -90,6 +90,7 @@ class ErrorCode(StrEnum):
     VIDEO_UNREADABLE = "video_unreadable"
     VIDEO_TOO_LONG = "video_too_long"
     NO_FACE_IN_VIDEO = "no_face_in_video"
+    CAPTIONS_UNAVAILABLE = "captions_unavailable"
     SPEAKER_NOT_FOUND = "speaker_not_found"
 
 

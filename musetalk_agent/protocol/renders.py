@@ -105,6 +105,7 @@ class RenderRequest(Strict):
     height: int | None = None
     avatar_settings: AvatarSettings = AvatarSettings()
     format: RenderFormat = RenderFormat.MP4
+    burn_captions: bool = False
     judge: bool = False
 
     @model_validator(mode="after")
@@ -113,6 +114,8 @@ class RenderRequest(Strict):
             raise ValueError("give either audio_url or text: what the avatar says")
         if self.voice is not None and self.text is None:
             raise ValueError("voice: it speaks a text, and there is none")
+        if self.burn_captions and self.text is None and self.transcript is None:
+            raise ValueError("burn_captions: it shows words: give text, or a transcript of audio_url")
         if self.video_url is not None:
             self._check_dub()
         elif self.speaker is not None or self.keep_background_audio:

@@ -55,7 +55,8 @@ class JobsWrong(Exception):
 
 class FilmJob(Strict):
     """One film of a list: of an avatar, or of footage (`dub`). Paths are relative to the list; `output` ends in `.mp4`, in `.webm`,
-    or in `.zip` for frames. `keep_background_audio` is true, or the file of a stem; `transcript` a text file of what `audio` says.
+    or in `.zip` for frames. `keep_background_audio` is true, or the file of a stem; `transcript` a text file of what `audio` says,
+    and `burn_captions` shows it in the picture.
     """
 
     avatar: str | None = Field(default=None, min_length=1)
@@ -64,6 +65,7 @@ class FilmJob(Strict):
     keep_background_audio: bool | Path = False
     audio: Path
     transcript: Path | None = None
+    burn_captions: bool = False
     output: Path
     engine: str | None = None
     fps: int = FPS
@@ -102,6 +104,8 @@ def read_jobs(path: Path) -> list[FilmJob]:
             raise JobsWrong(f"{path}: {job.output} ends neither in .mp4 nor in .webm nor in .zip.")
         if (job.avatar is None) == (job.dub is None):
             raise JobsWrong(f"{path}: {job.output}: give either avatar or dub: who says it.")
+        if job.burn_captions and job.transcript is None:
+            raise JobsWrong(f"{path}: {job.output}: burn_captions shows the words of a transcript: give one.")
     return [_whole(job, path.parent) for job in jobs]
 
 
@@ -201,6 +205,7 @@ def _request(job: FilmJob, avatar_id: str, made: RenderFormat, path: Path) -> Re
             keep_background_audio="(a file)" if isinstance(kept, Path) else kept,
             text="(a file)",
             transcript=_text_of(job.transcript),
+            burn_captions=job.burn_captions,
             engine=job.engine,
             fps=job.fps,
             width=job.width,

@@ -40,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--transcript",
         type=Path,
         metavar="TEXT",
-        help="with --dub: what the sound says; the film gets captions beside it (.srt, .vtt)",
+        help="what the sound says; the film gets captions beside it (.srt, .vtt)",
     )
+    parser.add_argument("--burn-captions", action="store_true", help="with --transcript: they are in the picture, too")
     parser.add_argument(
         "--keep-background",
         nargs="?",
@@ -90,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _by_parts(args: argparse.Namespace) -> bool:
     """Whether this one film is made as those of a list are: `render_film` makes MP4 with the clip's own background."""
-    return bool(args.background) or (args.output is not None and args.output.suffix.lower() in (".webm", ".zip"))
+    by_parts = bool(args.background or args.transcript or args.burn_captions)
+    return by_parts or (args.output is not None and args.output.suffix.lower() in (".webm", ".zip"))
 
 
 def _wrong_film(args: argparse.Namespace) -> str | None:
@@ -99,7 +101,15 @@ def _wrong_film(args: argparse.Namespace) -> str | None:
         return "give --avatar, --audio and -o."
     if RenderFormat.of_suffix(args.output.suffix) is None:
         return f"{args.output} ends neither in .mp4 nor in .webm nor in .zip, a zip of frames."
-    return None
+    return _wrong_captions(args)
+
+
+def _wrong_captions(args: argparse.Namespace) -> str | None:
+    return (
+        "--burn-captions shows the words of --transcript: give it."
+        if args.burn_captions and not args.transcript
+        else None
+    )
 
 
 def _film(args: argparse.Namespace, settings: AgentSettings, workers: int) -> int:
@@ -109,6 +119,8 @@ def _film(args: argparse.Namespace, settings: AgentSettings, workers: int) -> in
         job = FilmJob(
             avatar=str(avatar.absolute()) if avatar.exists() else args.avatar,
             audio=args.audio.absolute(),
+            transcript=args.transcript and args.transcript.absolute(),
+            burn_captions=args.burn_captions,
             output=args.output.absolute(),
             engine=args.engine,
             fps=args.fps,
@@ -134,7 +146,7 @@ def _wrong_dub(args: argparse.Namespace) -> str | None:
     for source in (args.dub, args.audio):
         if args.output.exists() and source.exists() and args.output.samefile(source):
             return f"{args.output} would be written over its own source."
-    return None
+    return _wrong_captions(args)
 
 
 def _dub(args: argparse.Namespace, settings: AgentSettings, workers: int) -> int:
@@ -148,6 +160,7 @@ def _dub(args: argparse.Namespace, settings: AgentSettings, workers: int) -> int
             output=args.output.absolute(),
             speaker=speaker,
             transcript=args.transcript and args.transcript.absolute(),
+            burn_captions=args.burn_captions,
             keep_background_audio=Path(kept).absolute() if isinstance(kept, str) else kept,
         )
     except ValidationError:

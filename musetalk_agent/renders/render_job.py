@@ -35,11 +35,12 @@ from musetalk_agent.protocol.renders import (
     RenderPlan,
     RenderState,
 )
+from musetalk_agent.renders.burned_captions import BurnedCaptions, CaptionedPart, font_for
 from musetalk_agent.renders.dub.dub_job import DubJob
 from musetalk_agent.renders.dub.footage_scan import FootageScan
 from musetalk_agent.renders.fetching import SOUND, fetch_file
-from musetalk_agent.renders.film_captions import FilmCaption, captions, film_words, write_captions
-from musetalk_agent.renders.film_parts import FilmClock, PartWriter, join, part_writer
+from musetalk_agent.renders.film_captions import FilmCaption, captions, film_words, keep_words, write_captions
+from musetalk_agent.renders.film_parts import STUDIO_601, FilmClock, PartWriter, join, part_writer
 from musetalk_agent.renders.part_making import RenderStopped, make_parts, runs, stretch_of
 from musetalk_agent.renders.sounds import FeatureSound, Sound, write_sound
 from musetalk_agent.renders.talking_frames import FramesFailed, Talker
@@ -111,6 +112,8 @@ class RenderJobs:
         plan = await asyncio.to_thread(self.folder.plan, order.render_id)
         if plan is None:
             plan = await self._plan(order)
+            if order.request.burn_captions:
+                await asyncio.to_thread(self._keep_words, order)
             await asyncio.to_thread(self.folder.write_plan, order.render_id, plan)
         await self.put([RenderTicket(render_id=order.render_id, span=span) for span in range(plan.spans)])
 
@@ -162,9 +165,9 @@ class RenderJobs:
         finally:
             fetched.unlink(missing_ok=True)
 
-    def _dub(self, order: RenderOrder) -> DubJob:
+    def _dub(self, order: RenderOrder, burned: BurnedCaptions | None = None) -> DubJob:
         looked = partial(self.folder.write_looked, order.render_id)
-        return DubJob(self.factory, order.request, self._path(order), looked, partial(self._may_go_on, order))
+        return DubJob(self.factory, order.request, self._path(order), looked, partial(self._may_go_on, order), burned)
 
     async def _span(self, order: RenderOrder, span: int) -> None:
         plan = await asyncio.to_thread(self.folder.plan, order.render_id)
@@ -174,7 +177,8 @@ class RenderJobs:
         missing = [part for part in plan.span(span) if part not in done]
         if missing and order.request.video_url is not None:
             cues = await asyncio.to_thread(_cues, self._path(order))
-            await self._dub(order).make(plan, plan.span(span), missing, cues)
+            burned = await asyncio.to_thread(self._burned, order, plan)
+            await self._dub(order, burned).make(plan, plan.span(span), missing, cues)
         elif missing:
             await self._make(order, plan, missing)
         if len(await asyncio.to_thread(self.folder.parts, order.render_id)) == plan.parts:
@@ -196,10 +200,11 @@ class RenderJobs:
         sound = await asyncio.to_thread(Sound.open, self._path(order) / "sound.wav")
         reader = FeatureSound(sound)
         frames = talker.frames(stretch_of(plan, run), reader.read, await asyncio.to_thread(_cues, self._path(order)))
-        made = order.request.format
+        made, burned = order.request.format, await asyncio.to_thread(self._burned, order, plan)
 
         def writer(path: Path, first: int) -> PartWriter:
-            return part_writer(path, made, plan.fps, first, alpha=order.request.transparent)
+            part = part_writer(path, made, plan.fps, first, alpha=order.request.transparent)
+            return part if burned is None else CaptionedPart(part, burned, first)
 
         try:
             await make_parts(
@@ -247,6 +252,32 @@ class RenderJobs:
             seconds=round(float(clock.seconds), 3),
             judge=self._judged(order, made) if order.request.judge else None,
         )
+
+    def _keep_words(self, order: RenderOrder) -> None:
+        """Finds the words that the picture shall show, and keeps them. Raises ProblemError where they cannot be found or drawn."""
+        folder = self._path(order)
+        words = film_words(folder, order.request.transcript, folder / "sound.wav")
+        if not words:
+            raise ProblemError(
+                ErrorCode.CAPTIONS_UNAVAILABLE,
+                "The words could not be found in the sound, so that no captions can be drawn: leave burn_captions out, or give a "
+                "transcript of at most 4,000 letters and ten minutes that says what is heard.",
+                field="transcript",
+            )
+        font_for({letter for word in words for letter in word.text}, self.factory.settings.caption_font)
+        keep_words(words, folder)
+
+    def _burned(self, order: RenderOrder, plan: RenderPlan) -> BurnedCaptions | None:
+        """What draws the captions; None where none are wished."""
+        if not order.request.burn_captions:
+            return None
+        folder, clock, colours = self._path(order), FilmClock.steady(plan.fps, plan.frames), STUDIO_601
+        if order.request.video_url is not None:
+            look = FootageScan.load(self._dub(order).own)
+            clock, colours = look.clock, look.colours
+        shown = captions(film_words(folder, None, folder / "sound.wav"), float(clock.seconds))
+        font = self.factory.settings.caption_font
+        return BurnedCaptions(shown, lambda frame: float(clock.ticks[frame] * clock.base), colours, font)
 
     def _captions(self, order: RenderOrder, film_s: float) -> list[FilmCaption]:
         """Writes the film's captions; none where its words are not known, or cannot be aligned: the film is no worse for that."""

@@ -39,6 +39,7 @@ from musetalk_agent.judge.lips import Heard
 from musetalk_agent.media_types import FEATURE_RATE, Cue, Pcm
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.renders import RenderPlan, RenderRequest
+from musetalk_agent.renders.burned_captions import BurnedCaptions, CaptionedPart
 from musetalk_agent.renders.dub import background, speakers
 from musetalk_agent.renders.dub.dub_frames import Actor, Decided, dub_frames, heard_stretch
 from musetalk_agent.renders.dub.footage import Footage, FootageFrame, footage_limits
@@ -72,6 +73,7 @@ class DubJob:
         folder: the render's.
         looked: called with how much of the footage was looked at, 0 … 1, in a thread.
         may_go_on: raises RenderStopped once the render has ended; returns when live sessions leave room.
+        burned: draws captions on all frames; None for none.
     """
 
     factory: Factory
@@ -79,6 +81,7 @@ class DubJob:
     folder: Path
     looked: Callable[[float], None]
     may_go_on: Callable[[], Awaitable[None]]
+    burned: BurnedCaptions | None = None
 
     @property
     def own(self) -> Path:
@@ -246,7 +249,8 @@ class DubJob:
         made = self.request.format
 
         def writer(path: Path, first: int) -> PartWriter:
-            return part_writer(path, made, plan.fps, first, look.colours, look.aspect)
+            part = part_writer(path, made, plan.fps, first, look.colours, look.aspect)
+            return part if self.burned is None else CaptionedPart(part, self.burned, first)
 
         source = dub_frames(self.footage, look, actors, stretch_of(plan, run), decided)
         await make_parts(self.folder / "parts", plan, run, source, writer, made.suffix, self.may_go_on)
