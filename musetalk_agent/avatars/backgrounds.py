@@ -29,6 +29,8 @@ from musetalk_agent.weights import ModelStore
 log = logging.getLogger(__name__)
 
 FIELD = "avatar_settings.background"
+MATTE_FRAME_S = 0.5
+"""Real time that a matte may take for each frame, beside the time of a preparation: on a free core it is a tenth of a second."""
 T = TypeVar("T")
 
 
@@ -113,8 +115,9 @@ class Backgrounds:
             finally:
                 self._cache.discard_part(part)
 
+        within_s = self._limits.decoder_seconds + MATTE_FRAME_S * len(bundle)
         with self._cache.writing():
-            matte = await self._decoders.builders.run(make, self._limits)
+            matte = await self._decoders.builders.run(make, replace(self._limits, decoder_seconds=within_s))
         seconds = round(time.perf_counter() - begun, 3)
         log.info("matte made", extra={"folder": str(folder), "frames": len(bundle), "seconds": seconds})
         return matte

@@ -77,6 +77,7 @@ const LOOK_MS = 700;
  * @property {number} [width]
  * @property {number} [height]
  * @property {AvatarSettings} [avatar_settings]
+ * @property {"mp4" | "webm" | "png"} [format] default `mp4`, which has no transparency
  *
  * @typedef {object} Render Answer of `GET /renders/{id}`.
  * @property {string} render_id
@@ -347,9 +348,9 @@ export class AvatarClient {
     return watched(look, ({ state }) => state !== "queued" && state !== "running", signal, onProgress);
   }
 
-  /** The film of a render that is done. @param {string} id @param {AbortSignal} [signal] @returns {Promise<Blob>} */
-  renderedFilm(id, signal) {
-    return this.#file(`/renders/${encodeURIComponent(id)}/result.mp4`, signal);
+  /** The film of a render that is done. @param {string} id @param {AbortSignal} [signal] @param {"mp4" | "webm"} [format] as it was ordered @returns {Promise<Blob>} */
+  renderedFilm(id, signal, format = "mp4") {
+    return this.#file(`/renders/${encodeURIComponent(id)}/result.${format}`, signal);
   }
 
   /**

@@ -130,7 +130,7 @@ export class AvatarDialog {
   async #preview(kind) {
     if (!this.avatar || !$("tune-form").reportValidity()) return;
     const { voice, ...mouth } = this.settings;
-    const order = { avatar_id: this.avatar.avatar_id, avatar_settings: mouth, ...(voice && { voice: String(voice) }) };
+    const order = { avatar_id: this.avatar.avatar_id, avatar_settings: mouth, ...(voice && { voice: String(voice) }), ...(mouth.background === "transparent" && { format: /** @type {const} */ ("webm") }) };
     await this.preview.make(kind, order);
   }
 

@@ -64,7 +64,7 @@ export class Preview {
     const { state, error } = await this.client.rendered(render_id, { signal, onProgress: ({ progress }) => signal.aborted || this.#showMaking(progress) });
     signal.removeEventListener("abort", cancel);
     if (state !== "done") throw new ApiError(error?.detail ?? t("preview.cancelled"), { code: error?.code ?? "cancelled" });
-    return this.client.renderedFilm(render_id, signal);
+    return this.client.renderedFilm(render_id, signal, order.format === "webm" ? "webm" : "mp4");
   }
 
   /** @param {number} progress */
