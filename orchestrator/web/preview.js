@@ -87,6 +87,7 @@ export class Preview {
       video.onloadeddata = resolve;
       video.onerror = () => reject(new ApiError(t("preview.unplayable"), { code: "film_unplayable" }));
     });
+    video.scrollIntoView({ block: "nearest" });
     $("preview-progress").hidden = true;
     setText($("preview-status"), t(kind === "frame" ? "preview.frame_done" : "preview.speech_done"));
     if (kind === "frame") video.currentTime = OPEN_AT * video.duration;
