@@ -249,9 +249,8 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
     conversations = Conversations(
         settings.conversation_options, bus, metrics, partial(_own_speech, address, access), tools=tools
     )
-    public_tokens = PublicTokens(store, settings.token_secret)
     films = Films(_film_store(settings), agents, bus, metrics, settings.recording_days)
-    avatars = Avatars(settings.avatar_options, pool, agents)
+    avatars, public_tokens = Avatars(settings.avatar_options, pool, agents), PublicTokens(store, settings.token_secret)
     services = SessionDeps(
         pool=pool,
         agents=agents,
@@ -269,10 +268,9 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
     )
     sessions = SessionManager(services, settings.session_options)
     webhooks = Webhooks(partial(endpoints, settings, sessions), metrics, allow_private=settings.allow_private_urls)
-    bus.listen(webhooks.on_event)
     clips = ClipPlayer(sessions, avatars, services.background)
-    bus.listen(ConversationClips(sessions, avatars, services.background).on_event)
-    bus.listen(clips.on_event)
+    for listener in (webhooks, ConversationClips(sessions, avatars, services.background), clips):
+        bus.listen(listener.on_event)
     return Context(
         options=_route_options(settings),
         access=access,

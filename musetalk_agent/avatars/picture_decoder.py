@@ -138,9 +138,8 @@ def decode_picture(
         MemoryError: it needs more than it was given.
     """
     kind = picture_kind(data, name)
-    size = (
-        None if kind is MediaKind.GIF else picture_size(data, name)
-    )  # a GIF's frame may be larger than its header says
+    # a GIF's frame may be larger than its header says
+    size = None if kind is MediaKind.GIF else picture_size(data, name)
 
     def grant(size: Size, upright: Size) -> int:
         check_pixels(*size, name, limits, limits.still_pixels)
