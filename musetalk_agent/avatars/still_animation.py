@@ -32,7 +32,8 @@ _FADE = 1.5
 """How far beyond the face the motion fades out."""
 _BLINK_AT = (0.22, 0.4)
 """One blink a pass, at a share of it within these or as far from its end; the image says where. Forwards and backwards make a
-short pause of 1.5 to 2.8 s and a long one of 4.2 to 5.5 s: people blink each 2 to 6 s, two of them not at the same moments."""
+short pause of 0.8 to 2.8 s and a long one of 3.5 to 5.5 s, each time another, since the loop turns around elsewhere each time
+(`compose/idle.py`): people blink each 2 to 6 s, two of them not at the same moments."""
 _BLINK_S = (0.12, 0.04, 0.14)
 """Time to close, to stay closed, to open."""
 

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import lru_cache
+from random import Random
+
+_VARIED_FROM = 40
+"""Frames. A shorter clip has no room for other ends."""
+_ENDS = 0.1
+"""Share of a clip at each end within which it turns around. A still picture blinks further inside (`still_animation`)."""
+_POSITIONS = 8192
+"""Of a varied loop, about: five and a half minutes at 25 frames a second, after which it begins anew."""
 
 
 class PingPongLoop:
@@ -21,6 +30,34 @@ class PingPongLoop:
         """Idle frame shown at `position` (≥ 0)."""
         phase = position % self._period
         return phase if phase < self._frames else self._period - phase
+
+
+class VariedLoop:
+    """A `PingPongLoop` that turns around elsewhere each time, near the ends of the clip, so that nobody sees when it repeats. It is
+    the same for every clip of as many frames, begins with the whole clip, and comes back to its beginning after some minutes.
+    """
+
+    def __init__(self, frames: int) -> None:
+        if frames < 2:
+            raise ValueError(f"a varied loop needs at least two frames, got {frames}")
+        random, room, last = Random(frames), int(_ENDS * frames), frames - 1
+        order, turns = list(range(frames)), max(1, _POSITIONS // (2 * frames))
+        for turn in range(turns):
+            low = 0 if turn == turns - 1 else random.randint(0, room)
+            order += range(order[-1] - 1, low - 1, -1)
+            if turn < turns - 1:
+                order += range(low + 1, last - random.randint(0, room) + 1)
+        self._order = order[:-1]  # the next round begins with its last one
+
+    def idle_index(self, position: int) -> int:
+        """Idle frame shown at `position` (≥ 0)."""
+        return self._order[position % len(self._order)]
+
+
+@lru_cache(maxsize=32)
+def idle_loop(frames: int) -> PingPongLoop | VariedLoop:
+    """The loop of a live clip. Both begin with the whole clip: frame `k` is shown at position `k`."""
+    return VariedLoop(frames) if frames >= _VARIED_FROM else PingPongLoop(frames)
 
 
 class LoopCursor:

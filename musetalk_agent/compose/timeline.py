@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.crossfade import Crossfade
-from musetalk_agent.compose.idle import PingPongLoop
+from musetalk_agent.compose.idle import idle_loop
 from musetalk_agent.media_types import VideoFrame
 
 
@@ -62,7 +62,7 @@ class _Span(Generic[F]):
 
     def index(self, position: int) -> int:
         step = position - self.begin + self.phase
-        return min(step, self.face.frames - 1) if self.once else PingPongLoop(self.face.frames).idle_index(step)
+        return min(step, self.face.frames - 1) if self.once else idle_loop(self.face.frames).idle_index(step)
 
     @property
     def settled(self) -> int:
