@@ -32,7 +32,7 @@ class ActionMarks:
         names: of the avatar's clips. A mark is written in any case (`[Wave]`).
 
     Attributes:
-        found: marks that nobody has taken yet, in their order.
+        found: marks that were not taken yet, in their order.
     """
 
     def __init__(self, names: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ from musetalk_agent.media_types import Box, Pixels
 
 _OPAQUE = 255
 _LEAST_SHARE = 0.01
-"""So much of all pixels must be more transparent than not: rounded corners cut nobody out."""
+"""So much of all pixels must be more transparent than not: a picture with rounded corners is no cut-out person."""
 
 
 def colours(frame: Pixels) -> Pixels:

@@ -33,7 +33,7 @@ class PingPongLoop:
 
 
 class VariedLoop:
-    """A `PingPongLoop` that turns around elsewhere each time, near the ends of the clip, so that nobody sees when it repeats. It is
+    """A `PingPongLoop` that turns around elsewhere each time, near the ends of the clip: when it repeats is not seen. It is
     the same for every clip of as many frames, begins with the whole clip, and comes back to its beginning after some minutes.
     """
 

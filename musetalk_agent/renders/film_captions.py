@@ -59,7 +59,7 @@ def film_words(folder: Path, transcript: str | None, sound: Path) -> list[FilmWo
 
 
 def keep_words(words: Sequence[FilmWord], folder: Path) -> None:
-    """Writes `words.json`, whole, so that nobody finds them again. Raises OSError."""
+    """Writes `words.json`, whole, so that they are found once only. Raises OSError."""
     made = folder / f".words.{secrets.token_hex(4)}"
     made.write_text(json.dumps([(word.text, word.begin, word.end) for word in words]), "utf-8")
     made.replace(folder / WORDS_FILE)

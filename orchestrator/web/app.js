@@ -9,7 +9,7 @@ import { Chooser } from "./chooser.js";
 import { Credentials, askForKey } from "./credentials.js";
 import { $, setText } from "./elements.js";
 import { Panel } from "./panel.js";
-import { told } from "./problem-view.js";
+import { described } from "./problem-view.js";
 import { Recording } from "./recording.js";
 import { SessionView } from "./session-view.js";
 import { explained, language, switchLanguage, t, translatePage } from "./strings.js";
@@ -61,7 +61,7 @@ const hideError = () => ($("problem").hidden = true);
 
 /** @param {unknown} error */
 function showThrown(error) {
-  const { message, code } = told(error);
+  const { message, code } = described(error);
   showError(message, code);
 }
 

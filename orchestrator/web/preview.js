@@ -59,7 +59,7 @@ export class Preview {
   /** @param {import("./avatar-client.js").RenderOrder} order @param {AbortSignal} signal @returns {Promise<Blob>} */
   async #made(order, signal) {
     const { render_id } = await this.client.render(order, { signal });
-    const cancel = () => void this.client.cancelRender(render_id).catch(() => {}); // else it is made, and nobody looks
+    const cancel = () => void this.client.cancelRender(render_id).catch(() => {}); // else it is made in vain
     signal.addEventListener("abort", cancel);
     const { state, error } = await this.client.rendered(render_id, { signal, onProgress: ({ progress }) => signal.aborted || this.#showMaking(progress) });
     signal.removeEventListener("abort", cancel);

@@ -9,7 +9,7 @@ import { make } from "./elements.js";
 import { explained, t } from "./strings.js";
 
 /** The sentence of an error in the page's language, and its code. @param {unknown} error @returns {{message: string, code: string}} */
-export function told(error) {
+export function described(error) {
   if (!(error instanceof ApiError)) return { message: error instanceof Error ? error.message : String(error), code: "page" };
   const missing = error.code === "conversation_unavailable";
   const message = missing ? t("talk.unavailable", { detail: error.message }) : explained(error.code, error.message);
@@ -20,7 +20,7 @@ export function told(error) {
 export function showIn(alert, error) {
   alert.hidden = error === null;
   if (error === null) return void alert.replaceChildren();
-  const { message, code } = told(error);
+  const { message, code } = described(error);
   alert.replaceChildren(make("p", message), make("code", code));
 }
 

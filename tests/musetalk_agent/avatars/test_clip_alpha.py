@@ -105,7 +105,7 @@ async def test_alpha_is_scaled_and_cropped_as_the_frames_are(library: AvatarLibr
     assert min(np.abs(alpha - small[top : top + 64]).mean() for top in range(17)) < 1.5
 
 
-async def test_rounded_corners_cut_nobody_out(library: AvatarLibrary) -> None:
+async def test_a_picture_with_rounded_corners_is_no_cut_out_person(library: AvatarLibrary) -> None:
     corners = np.full((SIDE, SIDE), 255, np.uint8)
     corners[:6, :6] = corners[:6, -6:] = 0
     data = archive([(f"{k}.png", encoded(np.dstack([FACE, corners]))) for k in range(2)])

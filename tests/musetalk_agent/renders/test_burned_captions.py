@@ -9,10 +9,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 
-from musetalk_agent.agent_settings import AgentSettings
-from musetalk_agent.factory import Factory
 from musetalk_agent.media_types import VideoFrame
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.renders import RenderFormat, RenderRequest, RenderState
@@ -22,7 +20,7 @@ from musetalk_agent.renders.film_captions import WORDS_FILE, FilmCaption
 from musetalk_agent.renders.film_parts import STUDIO_601, Colours
 from musetalk_agent.renders.job_list import JobsWrong, read_jobs
 
-from .test_render_job import Bench, bursts
+from .test_render_job import Bench, bursts, worked
 
 FPS = 25
 HELLO = FilmCaption(("Hello there,", "who is it?"), 1.0, 2.0)
@@ -104,12 +102,8 @@ def test_a_font_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    factory = Factory(AgentSettings(agent_api_key=SecretStr("k"), engine="pattern", cache_dir=tmp_path / "cache"))
-    await factory.start()
-    try:
-        yield Bench(tmp_path / "renders", factory)
-    finally:
-        await factory.aclose()
+    async with worked(tmp_path, "pattern") as made:
+        yield made
 
 
 def changed(film: Path) -> list[bool]:

@@ -8,6 +8,7 @@ import time
 import wave
 import zipfile
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import av
@@ -70,15 +71,22 @@ class Bench:
         return self.folder.ended(render_id)
 
 
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    settings = AgentSettings(agent_api_key=SecretStr("k"), engine="pattern", cache_dir=tmp_path / "cache")
+@asynccontextmanager
+async def worked(folder: Path, engine: str) -> AsyncIterator[Bench]:
+    """A bench in `folder`, whose factory has `engine` by default."""
+    settings = AgentSettings(agent_api_key=SecretStr("k"), engine=engine, cache_dir=folder / "cache")
     factory = Factory(settings)
     await factory.start()
     try:
-        yield Bench(tmp_path / "renders", factory)
+        yield Bench(folder / "renders", factory)
     finally:
         await factory.aclose()
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with worked(tmp_path, "pattern") as made:
+        yield made
 
 
 def bursts(seconds: int = SECONDS) -> np.ndarray:

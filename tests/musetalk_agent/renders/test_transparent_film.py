@@ -12,17 +12,15 @@ import cv2
 import numpy as np
 import pytest
 from av.codec.context import CodecContext
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 
-from musetalk_agent.agent_settings import AgentSettings
-from musetalk_agent.factory import Factory
 from musetalk_agent.media_types import VideoFrame
 from musetalk_agent.protocol.renders import RenderFormat, RenderRequest, RenderState
 from musetalk_agent.renders.film_parts import part_writer
 from tests.musetalk_agent.avatars.clips import archive, encoded, face
 from tests.musetalk_agent.avatars.test_clip_alpha import ALPHA, BGRA, SIDE
 
-from .test_render_job import Bench, bursts
+from .test_render_job import Bench, bursts, worked
 
 FRAMES = 6 * 25
 """Two parts."""
@@ -30,13 +28,8 @@ FRAMES = 6 * 25
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    settings = AgentSettings(agent_api_key=SecretStr("k"), engine="warp", cache_dir=tmp_path / "cache")
-    factory = Factory(settings)
-    await factory.start()
-    try:
-        yield Bench(tmp_path / "renders", factory)
-    finally:
-        await factory.aclose()
+    async with worked(tmp_path, "warp") as made:
+        yield made
 
 
 async def made(bench: Bench, made: str, background: str = "transparent") -> Path:
