@@ -239,7 +239,7 @@ class LiveKitPublisher:
             source=rtc.TrackSource.SOURCE_MICROPHONE,
             stream=STREAM,
             audio_encoding=AudioEncoding(max_bitrate=64_000),
-            dtx=True,
+            dtx=False,  # silence is sent: a viewer's jitter buffer has settled before speech (docs/explanation/livekit.md)
             red=True,
         )
         tracks: list[tuple[rtc.LocalTrack, rtc.TrackPublishOptions]] = []

@@ -15,7 +15,6 @@ from tests.waiting import NEVER_S
 PASSING = {
     "agent_unavailable",
     "at_capacity",
-    "avatar_in_use",
     "body_timeout",
     "disk_full",
     "draining",
