@@ -403,12 +403,12 @@ _OWN_CLIPS = frozenset({"idle", "listening", "thinking"})
 
 
 def _writes(llm: Provider | None) -> bool:
-    """Whether a model may be told of clips: the embedded one is too small for it, and a realtime one would read marks aloud."""
+    """Whether a model gets the names of the clips: the embedded one is too small for it, a realtime one would read marks aloud."""
     return llm is not None and llm.dialect != "realtime"
 
 
 def _gestures(clips: tuple[str, ...]) -> str:
-    """What a language model is told of the avatar's clips."""
+    """The part of a language model's instructions that names the avatar's clips."""
     marks = " ".join(f"[{name}]" for name in clips if name not in _OWN_CLIPS)
     if not marks:
         return ""

@@ -56,14 +56,14 @@ async def _session(running: Stack, server: NginxRtmp, seconds: int, interruption
         happening[2].cancel()
         spoke, ended = await finished(live, 30), time.monotonic()
         await wait(10, lambda: _quiet_s(live) > _TAIL_S)
-        told, film = await _stopped(live)
+        state, film = await _stopped(live)
         rate, dark = smoothness(live.viewer, begun, ended)
         in_room, by_voice = _heard(live, begun)
     watcher.close()
     streamed = [piece for push in range(len(list(server.files()))) for piece in pieces(await server.kept(push))]
     filmed, skews = _filmed(film)
     lost, unheard = _missing([*in_room, *streamed], filmed), _missing(by_voice, filmed)
-    note = f"{told['parts']} parts, {told['seconds']:.0f} s, {told['bytes'] / 1e6:.1f} MB; all spoken: {spoke}"
+    note = f"{state['parts']} parts, {state['seconds']:.0f} s, {state['bytes'] / 1e6:.1f} MB; all spoken: {spoke}"
     return lines(
         Figure("film: bursts", len(skews), "", note=note),
         Figure("film: skew, median", abs(float(np.median(skews))), "ms", 20),
@@ -71,7 +71,7 @@ async def _session(running: Stack, server: NginxRtmp, seconds: int, interruption
         Figure("film: heard from the avatar and not in it", 100.0 * len(lost), "ms", 0, note=f"pieces {lost}"),
         Figure("film: heard from the stand-in voice and not in it", 100.0 * len(unheard), "ms", note=f"{unheard}"),
         Figure("film: copies taken meanwhile that did not play", copies.broken, "", 0, note=f"{copies.played} played"),
-        Figure("film: frames left out", told["dropped_frames"], "", note=f"{told['lost_fragments']} fragments lost"),
+        Figure("film: frames left out", state["dropped_frames"], "", note=f"{state['lost_fragments']} fragments lost"),
         Figure("room: pictures a second, median", rate, "/s", note=f"longest without one {dark:.1f} s"),
     )
 
@@ -137,8 +137,8 @@ async def _talk(live: Live, begun: float, seconds: int, interruptions: int) -> N
 
 async def _stopped(live: Live) -> tuple[dict[str, Any], bytes]:
     address = f"/session/{live.started['session_id']}/recording"
-    told = (await live.demo.http.post(address, json={"state": "stopped"})).raise_for_status().json()
-    return told, (await live.demo.http.get(f"{address}.mp4")).raise_for_status().content
+    state = (await live.demo.http.post(address, json={"state": "stopped"})).raise_for_status().json()
+    return state, (await live.demo.http.get(f"{address}.mp4")).raise_for_status().content
 
 
 def _heard(live: Live, begun: float) -> tuple[list[Seen], list[Seen]]:

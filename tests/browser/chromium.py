@@ -158,6 +158,14 @@ class Page:
             await hold()
         await self.send("Input.dispatchKeyEvent", type="keyUp", **about)
 
+    async def tab_to(self, element: str) -> None:
+        """Presses Tab until the element with this id, or this value, has the focus; raises AssertionError after 20 times."""
+        for _ in range(20):
+            if await self.run("document.activeElement.id || document.activeElement.value") == element:
+                return
+            await self.key("Tab")
+        raise AssertionError(f"{element} cannot be reached with Tab")
+
     async def type(self, text: str) -> None:
         """Types into what has the focus."""
         await self.send("Input.insertText", text=text)

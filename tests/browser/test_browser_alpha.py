@@ -36,13 +36,15 @@ MADE = """(async () => {
   drawn.start();
   return drawn.transparent;
 })()"""
-PIXELS = """(() => {
+AT = """
   const copy = Object.assign(document.createElement('canvas'), {width: canvas.width, height: canvas.height});
   const pen = copy.getContext('2d');
   pen.drawImage(canvas, 0, 0);
   const at = (x, y) => [...pen.getImageData(Math.floor(x * canvas.width), Math.floor(y * canvas.height), 1, 1).data];
-  return {size: [canvas.width, canvas.height], left: at(0.25, 0.5), right: at(0.75, 0.5), low: at(0.25, 0.98)};
-})()"""
+"""
+PIXELS = f"""(() => {{{AT}
+  return {{size: [canvas.width, canvas.height], left: at(0.25, 0.5), right: at(0.75, 0.5), low: at(0.25, 0.98)}};
+}})()"""
 KEPT = """HTMLCanvasElement.prototype.getContext = ((get) => function (kind, more) {
   return get.call(this, kind, {...more, preserveDrawingBuffer: true});
 })(HTMLCanvasElement.prototype.getContext)"""
@@ -58,13 +60,9 @@ LIVE = """(async () => {
     avatar_settings: {background: 'transparent'}});
   return [started.alpha, started.width, started.height];
 })()"""
-LIVE_PIXELS = """(() => {
-  const copy = Object.assign(document.createElement('canvas'), {width: canvas.width, height: canvas.height});
-  const pen = copy.getContext('2d');
-  pen.drawImage(canvas, 0, 0);
-  const at = (x, y) => [...pen.getImageData(Math.floor(x * canvas.width), Math.floor(y * canvas.height), 1, 1).data];
-  return {size: [canvas.width, canvas.height], corner: at(0.03, 0.03), face: at(0.5, 0.45), transparent: heard[0] ?? null};
-})()"""
+LIVE_PIXELS = f"""(() => {{{AT}
+  return {{size: [canvas.width, canvas.height], corner: at(0.03, 0.03), face: at(0.5, 0.45), transparent: heard[0] ?? null}};
+}})()"""
 
 
 @pytest.mark.parametrize("webgl", [True, False], ids=["webgl", "without webgl"])

@@ -210,21 +210,14 @@ async def test_one_that_is_shown_is_not_deleted_and_gives_way_to_another(page: P
 async def test_keys_alone_pick_an_avatar_and_close_dialogs(page: Page, library: Stack) -> None:
     focus = "document.activeElement.id || document.activeElement.value"
 
-    async def tab_to(element: str) -> None:
-        for _ in range(20):
-            if await page.run(focus) == element:
-                return
-            await page.key("Tab")
-        pytest.fail(f"{element} cannot be reached with Tab")
-
     await page.size(1280, 800)
     await opened(page, library)
     await add(page, DEMO_FACE, "Ada")
     await page.until(f"{STATE} === 'ready'")
-    await tab_to("tune")
+    await page.tab_to("tune")
     await page.key("Enter")
     assert await page.run(focus) == "tune-title"  # so that screen readers begin with the name
-    await tab_to("mouth-gain")
+    await page.tab_to("mouth-gain")
     await page.key("Escape")
     await page.until("!document.getElementById('tune-dialog').open")
     assert await page.run(focus) == "tune"

@@ -230,16 +230,9 @@ async def test_lips_and_sound_meet_in_the_browser(page: Page, stack: Stack) -> N
 async def test_keyboard_alone_does_everything(page: Page, stack: Stack) -> None:
     focus = "document.activeElement.id"
 
-    async def tab_to(element: str) -> None:
-        for _ in range(20):
-            if await page.run(focus) == element:
-                return
-            await page.key("Tab")
-        pytest.fail(f"#{element} cannot be reached with Tab")
-
     await page.size(1280, 800)
     await page.open(f"{stack.url}/")
-    await tab_to("start")
+    await page.tab_to("start")
     await page.key("Enter")
     await page.until(LIVE)
     assert await page.run(focus) == "text"
@@ -248,7 +241,7 @@ async def test_keyboard_alone_does_everything(page: Page, stack: Stack) -> None:
     await page.until("document.getElementById('events').textContent.includes('finished after')")
 
     session = await session_id(page)
-    await tab_to("hold")
+    await page.tab_to("hold")
 
     async def taken() -> int:
         sources = (await asyncio.to_thread(stack.get, "/debug/audio")).json()["sessions"]
@@ -264,7 +257,7 @@ async def test_keyboard_alone_does_everything(page: Page, stack: Stack) -> None:
     await page.until("document.getElementById('events').textContent.includes('Segment 2 started')")
     await page.until("document.getElementById('hold').ariaPressed === 'false'")
     await page.key("Escape")
-    await tab_to("stop")
+    await page.tab_to("stop")
     await page.key("Enter")
     await page.until("document.body.dataset.phase === 'ready'")
     assert await page.run(focus) == "start"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
@@ -46,7 +45,6 @@ class HalfSeconds:
             words = (CaptionWord(text=f"{word} ", start=at, end=at + samples),)
             for begin in range(0, samples, RATE // 5):
                 yield SpeechChunk(tone[begin : begin + RATE // 5].tobytes(), RATE, (), words if begin == 0 else ())
-            await asyncio.sleep(0)
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ SLIT = 8
 DARK = 0.80
 """Pixels under this share of the lips' own luminance belong to the inside."""
 BEND = float(np.float32(0.35))
-"""Cost of moving an edge by one row from one column to the next, in rows of certain inside. Of few digits, as the scores are."""
+"""Cost of moving an edge by one row from one column to the next, in rows of certain inside. Of float32, so that sums are exact."""
 LEAP = 3
 CLOSED_LINE = 0.05
 """A dark line up to this thick on the average (eye distances) may be the shadow between closed lips."""

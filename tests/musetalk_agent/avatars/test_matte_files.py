@@ -63,10 +63,10 @@ def bundle_of(tmp_path: Path, pictures: list[np.ndarray], alpha: list[np.ndarray
     return Clip(folder, SIDE, SIDE, len(pictures))
 
 
-def made(tmp_path: Path, bundle: Any, net: Any = None, told: list[tuple[int, int]] | None = None) -> Any:
+def made(tmp_path: Path, bundle: Any, net: Any = None, progress: list[tuple[int, int]] | None = None) -> Any:
     target = tmp_path / "matte"
     target.mkdir()
-    steps = told if told is not None else []
+    steps = progress if progress is not None else []
     make_matte(bundle.path, target, lambda: net, lambda *step: steps.append(step))
     return load_matte(target, bundle)
 
@@ -74,15 +74,15 @@ def made(tmp_path: Path, bundle: Any, net: Any = None, told: list[tuple[int, int
 def test_what_stands_still_has_an_edge_that_stands_still(tmp_path: Path) -> None:
     share = people.matte(SIDE)
     picture = people.mixed(people.person(SIDE), people.wall(SIDE), share)
-    net, told = Trembling([share] * COUNT), list[tuple[int, int]]()
-    matte = made(tmp_path, bundle_of(tmp_path, [picture] * COUNT), net, told)
+    net, progress = Trembling([share] * COUNT), list[tuple[int, int]]()
+    matte = made(tmp_path, bundle_of(tmp_path, [picture] * COUNT), net, progress)
     trembles = np.abs(np.diff(matte.alpha.astype(int), axis=0))
     other = Trembling([share] * COUNT)
     raw = [matte_files.matting.refined(other.person(picture, picture, (SIDE, SIDE)), picture) for _ in range(COUNT)]
     untreated = np.abs(np.diff(np.stack(raw).astype(int), axis=0))
     assert trembles.mean() < 0.45 * untreated.mean() and trembles.max() <= 110
     assert np.abs(matte.alpha / 255 - share).mean() < 0.015
-    assert told == [(k, COUNT) for k in range(1, COUNT + 1)] * 2
+    assert progress == [(k, COUNT) for k in range(1, COUNT + 1)] * 2
     assert sorted(path.name for path in (tmp_path / "matte").iterdir()) == ["alpha.npy", "blurred.npy", "person.npy"]
 
 
@@ -117,7 +117,7 @@ def test_the_persons_planes_and_any_background_make_the_picture(tmp_path: Path) 
     assert np.abs(whole - wanted)[luma:].mean() < 0.6
 
 
-def test_a_damaged_matte_is_told(tmp_path: Path) -> None:
+def test_a_damaged_matte_is_reported(tmp_path: Path) -> None:
     share = people.matte(SIDE)
     white = people.mixed(people.person(SIDE), (255, 255, 255), share)
     bundle = bundle_of(tmp_path, [white], [np.rint(share * 255).astype(np.uint8)])
