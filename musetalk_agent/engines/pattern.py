@@ -10,7 +10,7 @@ import numpy as np
 
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.interface import CompletedBatch, Engine, EngineSession, PatchRequest
-from musetalk_agent.features.extractor import FeatureExtractor
+from musetalk_agent.features.extractor import FeatureExtractor, FeatureStream, VoiceActivityDetector
 from musetalk_agent.features.speech_detector import LevelDetector
 from musetalk_agent.media_types import Box, Cue, Feature, Patch, Pcm, Pixels, frame_start, frames_begun
 from musetalk_agent.protocol.avatar_settings import DEFAULTS, AvatarSettings
@@ -78,6 +78,9 @@ class PatternFeatures:
     def begin(self, fps: int) -> tuple[LevelDetector, PatternStream]:
         """A detector and a stream of one segment."""
         return self.detector(), self.stream(fps)
+
+    def share(self, detector: VoiceActivityDetector, stream: FeatureStream) -> None:
+        """Does nothing: they have no work in common."""
 
 
 class PatternSession(EngineSession):

@@ -73,6 +73,13 @@ class FeatureExtractor(Protocol):
         """
         ...
 
+    def share(self, detector: VoiceActivityDetector, stream: FeatureStream) -> None:
+        """Lets the two share work from now on, as those of `begin` do, if they can.
+
+        The stream began later than the detector, at a whole number of its steps of 20 ms, and has since been pushed the same audio.
+        """
+        ...
+
 
 HOLD_S = 0.5
 """Silence after which the mouth rests; also how long a new segment counts as speech."""
@@ -181,7 +188,10 @@ class SpeechGate:
         self._begun_at, self._skip = frame_start(warm, self._fps), self._frame - warm
         self._stream = self._extractor.stream(self._fps)
         self._stream.cue(self._shifted(self._cues, self._begun_at))
-        return self._made(self._stream.push(self._recent[self._begun_at - oldest :]))
+        made = self._made(self._stream.push(self._recent[self._begun_at - oldest :]))
+        if self._begun_at % _STEP == 0:
+            self._extractor.share(self._detector, self._stream)
+        return made
 
     def _cued(self, at: int) -> bool:
         """Whether a known phoneme is spoken at sample `at` or soon after it."""

@@ -49,8 +49,7 @@ class SpeechDetector:
 
     Args:
         network: shared and immutable.
-        shared_run: a new run that the segment's feature stream also uses (see `SharedNetworkRun`), until the detector first sleeps;
-            None for a run of its own.
+        shared_run: a new run that the segment's feature stream also uses (see `SharedNetworkRun`); None for a run of its own.
     """
 
     def __init__(self, network: MouthNetwork, shared_run: SharedNetworkRun | None = None) -> None:
@@ -81,6 +80,11 @@ class SpeechDetector:
         """Whether the last 20 ms were below the level of any speech."""
         return self._quiet > 0
 
+    def share(self, run: SharedNetworkRun) -> None:
+        """Goes on with the run of a stream that has taken exactly the steps that the detector has, from an earlier one on."""
+        self._run, self._step_number = run, run.steps
+        self._windows.clear()
+
     def _step(self, window: NDArray[np.float32]) -> bool:
         new = window[_PAST:]
         level = 10 * float(np.log10(float(np.dot(new, new)) / STEP + 1e-12))
@@ -92,11 +96,13 @@ class SpeechDetector:
         self._near = 0 if above and not self._quiet else self._near + 1
         if self._near > _SLEEP_STEPS:
             self._windows.append(window.copy())
+            self._step_number += 1
             return False
         if self._windows:  # the level rises again
-            self._run, self._step_number = SharedNetworkRun(self._network), 0
-            for past in self._windows:
-                self._run_network(past)
+            if self._run.steps != self._step_number:  # no stream has gone on with the run meanwhile
+                self._run, self._step_number = SharedNetworkRun(self._network), 0
+                for past in self._windows:
+                    self._run_network(past)
             self._windows.clear()
         audio = self._run_network(window)
         if self._quiet:

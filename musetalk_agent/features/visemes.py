@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from musetalk_agent.features.extractor import FeatureStream, VoiceActivityDetector
 from musetalk_agent.features.mouth_network import (
     LOOKAHEAD_MS,
     STEP,
@@ -22,7 +23,7 @@ from musetalk_agent.features.mouth_network import (
     default_weights,
 )
 from musetalk_agent.features.mouth_network import PAST as _PAST
-from musetalk_agent.features.phonemes import CLOSURE, HOLD, JAW, ROUNDING, SILENCE, TABLE, TUCK, WIDTH, CueTrack
+from musetalk_agent.features.phonemes import HOLD, ROUNDING, SILENCE, TABLE, WIDTH, CueTrack
 from musetalk_agent.features.speech_detector import SpeechDetector
 from musetalk_agent.media_types import FEATURE_RATE, Cue, Feature, Pcm, frame_start, frames_begun
 
@@ -48,6 +49,9 @@ _STEADY_DB, _MOVING_DB = 0.2, 0.5
 Speech, eight recordings of it, clean and noisy, steps within 25 dB of the loudest: seven always above 0.35 dB, the noisiest in
 98 % of them."""
 _SHAPE_KEEP = 0.35  # smoothing of width and rounding, which come from a table on phoneme posteriors and would jump
+_HELD = np.where(np.arange(len(HOLD)) == SILENCE, np.float32(1), HOLD)
+_SHAPES = np.column_stack([TABLE[:, WIDTH] * _HELD, TABLE[:, ROUNDING] * _HELD, _HELD]).astype(np.float32)
+"""Of each phoneme, by how long it is held: width, rounding, 1."""
 _QUIET_DBFS = -62.0  # a step below this is silence, whatever the network says
 
 
@@ -79,6 +83,11 @@ class VisemeFeatures:
         """Returns a detector and a stream of one segment, which share a run of the network. Raises as `stream` does."""
         stream = self.stream(fps)
         return SpeechDetector(self._network, stream.shared_run), stream
+
+    def share(self, detector: VoiceActivityDetector, stream: FeatureStream) -> None:
+        """Has the detector read the stream's run of the network. Does nothing with those of another extractor."""
+        if isinstance(detector, SpeechDetector) and isinstance(stream, VisemeStream):
+            detector.share(stream.shared_run)
 
 
 class VisemeStream:
@@ -150,7 +159,7 @@ class _MouthHistory:
         self._step_number = 0
         self._steps: list[NDArray[np.float32]] = []  # [2, 5]: the step's own moment, and the one after it
         self._first = 0  # number of the first kept step
-        self._shape = np.zeros(2, np.float32)
+        self._shape = 0.0, 0.0  # width and rounding
         self._likely: list[float] = []
         self._powers: list[float] = []  # from the moment that the newest step describes until now
 
@@ -159,7 +168,7 @@ class _MouthHistory:
         audio = self._run.step(self._step_number, window)
         self._step_number += 1
         mouth = audio.step
-        self._powers = [*self._powers[-_BEHIND - 1 :], float(audio.powers.max())]
+        self._powers = [*self._powers[-_BEHIND - 1 :], audio.power]
         quiet = max(self._powers) < 10 ** (_QUIET_DBFS / 10)
         moving = _ramp(audio.level_deviation_db, _STEADY_DB, _MOVING_DB)
         self._likely = [*self._likely[1 - _SURE_STEPS :], mouth.speech]
@@ -169,17 +178,24 @@ class _MouthHistory:
         gate = (
             0.0 if quiet else moving * _ramp(lips.gate, _GATE_OFF, _GATE_ON) * _ramp(lips.voice, _VOICE_OFF, _VOICE_ON)
         )
-        weights = mouth.phonemes * HOLD
-        weights[SILENCE] = mouth.phonemes[SILENCE]
-        shape = speech * (weights @ TABLE[:, [WIDTH, ROUNDING]]) / weights.sum()
-        self._shape = (self._shape * _SHAPE_KEEP + shape * (1 - _SHAPE_KEEP)).astype(np.float32)
-        step = np.zeros((2, 5), np.float32)
-        step[:, [WIDTH, ROUNDING]] = self._shape
-        for row, (opening, closure) in enumerate(zip(lips.opening, lips.closure, strict=True)):
-            step[row, JAW] = min(1.0, _SIZE * opening**_CONTRAST) * gate
-            step[row, CLOSURE] = _ramp(closure, _CLOSURE_OFF, _CLOSURE_ON) * gate
-        step[:, TUCK] = _ramp(mouth.tuck, _TUCK_OFF, _TUCK_ON) * speech
-        self._steps.append(step)
+        width, rounding, whole = (mouth.phonemes @ _SHAPES).tolist()
+        share = speech * (1 - _SHAPE_KEEP) / whole
+        width, rounding = self._shape = (
+            self._shape[0] * _SHAPE_KEEP + width * share,
+            self._shape[1] * _SHAPE_KEEP + rounding * share,
+        )
+        tuck = _ramp(mouth.tuck, _TUCK_OFF, _TUCK_ON) * speech
+        rows = [  # in the order of `phonemes.ARTICULATION`
+            (
+                min(1.0, _SIZE * opening**_CONTRAST) * gate,
+                width,
+                rounding,
+                _ramp(closure, _CLOSURE_OFF, _CLOSURE_ON) * gate,
+                tuck,
+            )
+            for opening, closure in zip(lips.opening, lips.closure, strict=True)
+        ]
+        self._steps.append(np.array(rows, np.float32))
 
     def at(self, moment: float, newest: int) -> Feature:
         """Returns the mouth at a moment from steps up to `newest`; a later moment than that step describes is clamped to it."""

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from musetalk_agent.features.extractor import FeatureStream, VoiceActivityDetector
 from musetalk_agent.features.speech_detector import SpeechDetector
 from musetalk_agent.media_types import FEATURE_RATE, Cue, Feature, Pcm, frame_start, frames_begun
 
@@ -131,6 +132,9 @@ class WhisperFeatures:
     def begin(self, fps: int) -> tuple[SpeechDetector, WhisperStream]:
         """Returns a detector and a stream of one segment. Raises as they do."""
         return self.detector(), self.stream(fps)
+
+    def share(self, detector: VoiceActivityDetector, stream: FeatureStream) -> None:
+        """Does nothing: they have no work in common."""
 
 
 class WhisperStream:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from musetalk_agent.features.extractor import HOLD_S, SpeechGate
+from musetalk_agent.features.extractor import HOLD_S, FeatureStream, SpeechGate, VoiceActivityDetector
 from musetalk_agent.features.speech_detector import LevelDetector
 from musetalk_agent.media_types import Cue, Feature, Pcm, frame_start, frames_begun
 
@@ -69,6 +69,9 @@ class SumFeatures:
 
     def begin(self, fps: int) -> tuple[LevelDetector, SumStream]:
         return self.detector(), self.stream(fps)
+
+    def share(self, detector: VoiceActivityDetector, stream: FeatureStream) -> None:
+        """They have no work in common."""
 
 
 def said(stretches: list[tuple[bool, int]]) -> NDArray[np.int16]:

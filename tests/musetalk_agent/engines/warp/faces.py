@@ -39,6 +39,9 @@ class NoFeatures:
     def begin(self, fps: int) -> tuple[VoiceActivityDetector, FeatureStream]:
         raise NotImplementedError(fps)
 
+    def share(self, detector: VoiceActivityDetector, stream: FeatureStream) -> None:
+        raise NotImplementedError
+
 
 def demo_points() -> Points:
     """The mesh of the demo avatar, `[468, 2]`."""
