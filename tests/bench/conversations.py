@@ -197,6 +197,8 @@ async def _answers(name: str, talking: Person, turns: int, median_s: float, p90_
             parts.setdefault(part, []).append(float(value))
     medians = {part: float(np.median(values)) for part, values in parts.items()}
     rest = 1000 * float(np.median(waits)) - sum(medians.values()) if waits else 0.0
+    holes = talking.holes()
+    worst = f"longest {max(holes, default=0):.2f}, {len(holes)} answers"
     return [
         *_waits(name, waits, median_s, p90_s),
         *(Figure(f"{name}: of it {part.removesuffix('_ms')}, median", value, "ms") for part, value in medians.items()),
@@ -210,6 +212,7 @@ async def _answers(name: str, talking: Person, turns: int, median_s: float, p90_
             for kind, marks in talking.marks.items()
         ),
         Figure(f"{name}: turns without an answer, or one before the question's end", turns - len(waits), "", 0),
+        Figure(f"{name}: longest silence within an answer, median", percentile(holes, 50), "s", note=worst),
     ]
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -23,6 +22,7 @@ from musetalk_agent.resample import Resampler
 from orchestrator.tts.voices import Voices
 from tests.bench.figures import Figure
 from tests.bench.person import ended
+from tests.bench.session_events import SessionEvents
 from tests.bench.stack import Demo, demo, environment
 from tests.fakes.openai_models import KEY, FakeModels
 from tests.fakes.serving import plain_config, serving
@@ -35,6 +35,8 @@ SILENT_RMS = 60.0
 """Of a block of 10 ms at the viewer."""
 SILENCE_S = 0.25
 """The avatar's voice has stopped when nothing came for so long; pauses between its words are shorter."""
+LEAST_S = 0.1
+"""A voice that is silent sooner after the onset was so by itself: the sound has not been through the room and back."""
 PERSON = (
     "Stop please, I have another question.",
     "Wait a moment, that is not what I meant.",
@@ -158,24 +160,16 @@ class Room:
     stack: Demo
     started: dict[str, Any]
     viewer: Viewer
-    events: list[dict[str, Any]] = field(default_factory=list)
+    events: SessionEvents
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """The session's events of one type."""
-        return [event for event in self.events if event["type"] == kind]
+        return self.events.of(kind)
 
     async def chat(self, text: str) -> None:
         """Says it in writing."""
         answer = await self.stack.http.post(f"/session/{self.started['session_id']}/chat", json={"text": text})
         answer.raise_for_status()
-
-    async def follow(self) -> None:
-        """Reads the session's events; never returns."""
-        address = f"/session/{self.started['session_id']}/events"
-        async with self.stack.http.stream("GET", address, timeout=None) as answer:
-            async for line in answer.aiter_lines():
-                if line.startswith("data:"):
-                    self.events.append(json.loads(line[5:]))
 
 
 @asynccontextmanager
@@ -197,9 +191,9 @@ async def listening_room(models: FakeModels) -> AsyncIterator[tuple[Room, Microp
         track = rtc.LocalAudioTrack.create_audio_track("microphone", source)
         options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE)
         await viewer.room.local_participant.publish_track(track, options)
-        here = Room(stack, started, viewer)
+        here = Room(stack, started, viewer, SessionEvents(stack.http, started["session_id"]))
         microphone = Microphone(source, here)
-        for work in (microphone.run(), here.follow()):
+        for work in (microphone.run(), here.events.follow()):
             exits.push_async_callback(ended, asyncio.create_task(work))
         yield here, microphone
 
@@ -242,7 +236,7 @@ async def persons(count: int, sounds: list[Sound]) -> list[float]:
             begun = microphone.onset_at
             assert begun is not None
             last = await until(lambda begun=begun: silent_since(here) if time.monotonic() - begun > 0.2 else None)
-            if last < begun:
+            if last < begun + LEAST_S:
                 print("a person began in a pause of the avatar: once more", file=sys.stderr, flush=True)
                 continue
             waits.append(last - begun)
@@ -272,7 +266,7 @@ async def others(sounds: list[Sound], heard: str, echo_db: float | None) -> tupl
             holds.append(longest)
             if len(here.of("reply.finished")) > finished:
                 broken += 1
-                print("a reply is over:", here.of("reply.finished")[-1], file=sys.stderr, flush=True)
+                here.events.tell(f"a reply is over, by sound {len(holds) - 1}", begun - 0.5, begun)
                 await spoken_to(here, "Tell another story.", 1.0)
     return broken, holds
 

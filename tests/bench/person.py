@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,6 +14,7 @@ import numpy as np
 from livekit import rtc
 
 from orchestrator.tts.voices import Voices
+from tests.bench.session_events import SessionEvents
 from tests.bench.stack import Demo
 from tests.viewer import Viewer
 from tests.waiting import NEVER_S, until
@@ -47,13 +47,13 @@ async def speech(texts: list[str], voice: str) -> list[np.ndarray]:
 
 @dataclass
 class Person:
-    """Joined, with an open microphone. `events` are the session's."""
+    """Joined, with an open microphone."""
 
     demo: Demo
     started: dict[str, Any]
     viewer: Viewer
     source: rtc.AudioSource
-    events: list[dict[str, Any]] = field(default_factory=list)
+    events: SessionEvents
     marks: dict[str, list[float]] = field(default_factory=dict)
     """Of each turn: seconds from the end of the question to an event."""
     turns: list[tuple[float, float]] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Person:
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """The session's events of one type."""
-        return [event for event in self.events if event["type"] == kind]
+        return self.events.of(kind)
 
     async def say(self, pcm: np.ndarray) -> float:
         """Speaks, and returns the moment at which the last sample was handed to the microphone (monotonic)."""
@@ -85,18 +85,27 @@ class Person:
                     found.append(at - (len(block) - int(above[0])) / 16_000)
         return sorted(at for at in found if at >= since)
 
+    @property
+    def answering(self) -> bool:
+        """The avatar has more to say, or thinks about it: it may be silent within an answer, between two sentences."""
+        states = self.of("conversation.state")
+        return bool(states) and states[-1]["state"] != "listening"
+
     async def quiet(self) -> None:
-        """Returns when the avatar has said nothing for a second."""
-        await until(lambda: not self.loud(time.monotonic() - QUIET_S))
+        """Returns when the avatar has no more to say, and has said nothing for a second."""
+        await until(lambda: not self.answering and not self.loud(time.monotonic() - QUIET_S))
 
     async def turn(self, pcm: np.ndarray) -> float | None:
-        """Says it, waits for the answer, and returns the seconds in between; None when it began before the end, or none came."""
+        """Says it, waits for the answer, and returns the seconds in between; None when it began before the end, or none came: what
+        happened then is printed.
+        """
         await self.quiet()
         begun = time.monotonic()
         ended = await self.say(pcm)
         try:
             await until(lambda: self.loud(begun + 0.2), within_s=20.0)
         except AssertionError:
+            self._tell(begun, ended, "no answer")
             return None
         sounded = self.loud(begun + 0.2)[0]
         wait_s = sounded - ended
@@ -105,9 +114,25 @@ class Person:
             if first is not None:
                 self.marks.setdefault(kind, []).append(first - ended)
         if wait_s <= 0:
+            self._tell(begun, ended, "the answer came before the question's end")
             return None
         self.turns.append((ended, sounded))
         return wait_s
+
+    def holes(self) -> list[float]:
+        """Of each answer that is over, seconds: the longest silence within it."""
+        found = []
+        for started, finished in zip(self.of("reply.started"), self.of("reply.finished"), strict=False):
+            heard = [at for at in self.loud(started["at"] - 0.5) if at < finished["at"] + 0.5]
+            found.append(float(max(np.diff(heard), default=0.0)))
+        return found
+
+    def _tell(self, begun: float, ended: float, what: str) -> None:
+        sounds = [round(at - ended, 2) for at in self.loud(begun)[:5]]
+        what = (
+            f"{what}: seconds from the question's end, it began at {begun - ended:.2f}, sound of the avatar at {sounds}"
+        )
+        self.events.tell(what, begun - 3.0, ended)
 
     async def microphone(self) -> None:
         """Noise, and speech where there is some, in real time; never returns."""
@@ -123,14 +148,6 @@ class Person:
             if len(part) and not len(rest):
                 self._said_at = time.monotonic()
                 self._saying.pop(0)
-
-    async def follow(self) -> None:
-        """Reads the session's events; never returns."""
-        address = f"/session/{self.started['session_id']}/events"
-        async with self.demo.http.stream("GET", address, timeout=None) as answer:
-            async for line in answer.aiter_lines():
-                if line.startswith("data:"):
-                    self.events.append({**json.loads(line[5:]), "at": time.monotonic()})
 
 
 @asynccontextmanager
@@ -150,8 +167,8 @@ async def person(demo: Demo, *, watches: bool = True, **body: Any) -> AsyncItera
         track = rtc.LocalAudioTrack.create_audio_track("microphone", source)
         options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE)
         await viewer.room.local_participant.publish_track(track, options)
-        made = Person(demo, started, viewer, source)
-        for work in (made.microphone(), made.follow()):
+        made = Person(demo, started, viewer, source, SessionEvents(demo.http, started["session_id"]))
+        for work in (made.microphone(), made.events.follow()):
             task = asyncio.create_task(work)
             exits.push_async_callback(ended, task)
         await until(lambda: _heard(demo, started["session_id"]))
