@@ -67,7 +67,8 @@ class Floor:
         Cancelling leaves the voice held until `HELD_MOST_S`.
         """
         text = spoken(text)
-        if self._held and not self._cut and self._ignored(text):
+        # a person may say "mhm" without a hold: the recogniser was slower than `HELD_MOST_S`, or the avatar was about to go on
+        if (self._held or self._session.agent_state == "speaking") and not self._cut and self._ignored(text):
             text = ""
         if text and self._held:
             await self._interrupt()
@@ -83,7 +84,8 @@ class Floor:
             task.cancel()
 
     def _ignored(self, text: str) -> bool:
-        near_the_end = self._remaining_s is not None and self._remaining_s < ANSWER_S
+        remaining_s = self._remaining_s if self._held else self._output.remaining_s
+        near_the_end = remaining_s is not None and remaining_s < ANSWER_S
         return not text or (is_backchannel(text, self._language) and not near_the_end)
 
     async def _interrupt(self) -> None:
