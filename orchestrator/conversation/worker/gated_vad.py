@@ -14,7 +14,7 @@ from livekit.agents import vad
 from livekit.agents.vad import VADEvent, VADEventType
 
 from orchestrator.conversation.worker.echo import KEPT_S, RATE, Echo, EchoPath
-from orchestrator.conversation.worker.interruption import ECHO_S, SPEECH_S, WINDOW, SpeechEvidence
+from orchestrator.conversation.worker.interruption import ECHO_S, LIKELY, SPEECH_S, WINDOW, SpeechEvidence
 from orchestrator.conversation.worker.played_sound import PlayedSound
 
 PADDING_S = 0.5
@@ -45,6 +45,7 @@ class VadGate:
         self._evidence = SpeechEvidence()
         self._unclear = SpeechEvidence()  # of what may be the avatar, too
         self._inside = self._released = False
+        self._in_a_row = 0  # windows of speech
         self._samples = 0
         self._onset: int | None = None
         self._unclear_onset = 0
@@ -58,7 +59,7 @@ class VadGate:
             self._inside = True
             if not self._echo.sounding:
                 self._onset = None
-            if not self._echo.sounding or self._evidence.person:
+            if self._speaks:
                 self._released = True
                 yield event
                 self._act()
@@ -82,6 +83,7 @@ class VadGate:
     def flush(self) -> None:
         """The detector begins anew."""
         self._inside = self._released = False
+        self._in_a_row = 0
         self._reset()
 
     def _reset(self) -> None:
@@ -98,7 +100,8 @@ class VadGate:
         ends = self._time(len(window) / RATE)
         self._echo.push(window, self._played.between(ends - len(window) / RATE, len(window)))
         self._weigh(event.probability, window, self._samples - event.frames[0].samples_per_channel)
-        if self._inside and not self._released and self._evidence.person:
+        self._in_a_row = self._in_a_row + 1 if event.probability >= LIKELY else 0
+        if self._inside and not self._released and self._speaks:
             self._released = True
             yield replace(
                 event, type=VADEventType.START_OF_SPEECH, speech_duration=self._evidence.speech_s, speaking=True
@@ -108,6 +111,11 @@ class VadGate:
             return
         yield event
         self._act()
+
+    @property
+    def _speaks(self) -> bool:
+        """Somebody does: a person while the avatar is heard, and else whatever the detector takes for speech twice in a row."""
+        return self._evidence.person or (self._in_a_row >= 2 and not self._echo.sounding)
 
     def _act(self) -> None:
         if self._evidence.person:
@@ -122,6 +130,7 @@ class VadGate:
         echoes = self._echo.state is Echo.HEARD
         louder = self._echo.louder(2)
         clear.needed_s = ECHO_S if echoes else SPEECH_S
+        clear.takes_sure = self._echo.sounding and self._echo.state is Echo.NONE
         clear.add(probability, window, louder)
         unclear.add(probability, window, 1.0 if louder is None else louder)
         if unclear.speech_s and not unclear_s:

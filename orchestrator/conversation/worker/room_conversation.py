@@ -38,6 +38,7 @@ from orchestrator.conversation.worker.floor import Floor
 from orchestrator.conversation.worker.gated_vad import GatedVAD, VadGate
 from orchestrator.conversation.worker.heard_output import HeardOutput
 from orchestrator.conversation.worker.inline_executor import InlineExecutor
+from orchestrator.conversation.worker.interruption import WINDOW_S
 from orchestrator.conversation.worker.microphone_watch import MicrophoneWatch, State
 from orchestrator.conversation.worker.open_microphones import OpenMicrophones
 from orchestrator.conversation.worker.played_sound import PlayedSound
@@ -203,7 +204,8 @@ class RoomConversation:
             self._on_floor(Floor.cut),
             self._on_floor(Floor.quiet),
         )
-        return GatedVAD(inference.VAD(min_silence_duration=0.25, executor=InlineExecutor()), self._gate)
+        detector = inference.VAD(min_speech_duration=WINDOW_S, min_silence_duration=0.25, executor=InlineExecutor())
+        return GatedVAD(detector, self._gate)
 
     async def _answer_texts(self, session: AgentSession[None]) -> None:
         """Answers texts in their order, each once the speech that it interrupts is over. Never returns normally."""

@@ -104,3 +104,44 @@ def test_short_words_right_after_a_change_of_microphones_are_heard_whole(length_
 @pytest.mark.parametrize("length_s", [0.5, 0.9])
 def test_the_avatars_last_words_in_the_new_microphone_are_nobodys(length_s: float) -> None:
     assert passed("echo", length_s) == "[] False"
+
+
+WINDOWS = """
+import sys
+import numpy as np
+from livekit import rtc
+from livekit.agents.vad import VADEvent, VADEventType as T
+from orchestrator.conversation.worker.gated_vad import VadGate
+
+RATE, WINDOW = 16000, 512
+draw = np.random.default_rng(1)
+says = float(sys.argv[1]) * draw.normal(0, 3000, 5 * RATE)  # the avatar, which this microphone does not hear
+AT = np.arange(WINDOW) / RATE
+vowel = sum(2000 / n * np.sin(2 * np.pi * 130 * n * AT + n) for n in range(1, 20))
+
+class Played:
+    def between(self, begin_s, samples):
+        return says[round(begin_s * RATE) :][:samples]
+
+now, held, came = 0.0, [], []
+gate = VadGate(Played(), lambda: held.append(number), lambda: None, lambda: None, clock=lambda: now)
+for number in range(100):
+    now, speech = (number + 1) * WINDOW / RATE, number >= 90
+    window = (vowel if speech else draw.normal(0, 8, WINDOW)).astype(np.int16)
+    frames = [rtc.AudioFrame(window.tobytes(), RATE, 1, WINDOW)]
+    for kind in (T.INFERENCE_DONE, T.START_OF_SPEECH) if number == 90 else (T.INFERENCE_DONE,):
+        event = VADEvent(type=kind, samples_index=0, timestamp=now, silence_duration=0, speech_duration=0.032,
+                         frames=frames, probability=0.9 * speech, speaking=speech)
+        came += [number - 90 for passed in gate.pass_on(event) if passed.type is T.START_OF_SPEECH]
+print(came, [number - 90 for number in held[:1]])
+"""
+
+
+@pytest.mark.parametrize(("speaks", "window"), [(1, 0), (0, 1)])
+def test_one_sure_window_holds_an_avatar_that_is_heard_and_speech_to_one_that_listens_needs_two(
+    speaks: int, window: int
+) -> None:
+    environment = bare_environment(path=(str(PLUGIN), str(ROOT)))
+    command = [str(find_python()), "-c", WINDOWS, str(speaks)]
+    done = subprocess.run(command, env=environment, stdout=-1, timeout=NEVER_S, check=True)
+    assert done.stdout.decode().strip() == f"[{window}] [{window}]"

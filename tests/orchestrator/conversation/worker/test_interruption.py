@@ -30,6 +30,20 @@ def test_speech_counts_after_two_windows_and_is_certain_after_a_second() -> None
     assert not evidence.person
 
 
+def test_one_window_with_a_pitch_is_enough_where_the_detector_is_sure() -> None:
+    evidence = SpeechEvidence()
+    evidence.add(0.9, VOWEL, 1.0)
+    assert not evidence.person, "an echo is at times louder than expected"
+    evidence.takes_sure = True
+    assert evidence.person and not evidence.certain
+    evidence.reset()
+    evidence.add(0.6, VOWEL, 1.0)
+    evidence.add(0.9, NOISE, 1.0)
+    assert not evidence.person
+    evidence.add(0.9, VOWEL, 1.0)
+    assert evidence.person
+
+
 @pytest.mark.parametrize(
     ("probability", "window", "louder"),
     [
@@ -41,6 +55,7 @@ def test_speech_counts_after_two_windows_and_is_certain_after_a_second() -> None
 )
 def test_what_is_no_person(probability: float, window: np.ndarray, louder: float | None) -> None:
     evidence = SpeechEvidence()
+    evidence.takes_sure = True
     for _ in range(40):
         evidence.add(probability, window, louder)
         assert not evidence.person
