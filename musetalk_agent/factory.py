@@ -23,6 +23,8 @@ from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.avatars.likeness import check_clip
 from musetalk_agent.clock import Clock, MonotonicClock
 from musetalk_agent.compose.compositor import Compositor
+from musetalk_agent.compose.face_warp import warp_of
+from musetalk_agent.compose.head_motion import seed_of
 from musetalk_agent.compose.idle_frames import load_first
 from musetalk_agent.engine_pool import EnginePool
 from musetalk_agent.engines.batcher import Batcher
@@ -136,7 +138,16 @@ class Factory:
             def build(outputs: PlayerOutputs) -> Pipeline:
                 offset_ms = request.avatar_settings.av_offset_ms
                 return Pipeline(
-                    publisher, batcher, engine_session, bundle, self.clock, self._executor, outputs, first, offset_ms
+                    publisher,
+                    batcher,
+                    engine_session,
+                    bundle,
+                    self.clock,
+                    self._executor,
+                    outputs,
+                    first,
+                    offset_ms,
+                    seed_of(request.session_id),
                 )
 
             note = self.engines.note(request.engine)
@@ -203,7 +214,7 @@ class Factory:
             async with asyncio.timeout(OPEN_WITHIN_S):
                 with _device_of(batcher):
                     return await in_thread(
-                        partial(engine.open, bundle, settings), "engine-open", give_back=lambda late: late.close()
+                        partial(_open, engine, bundle, settings), "engine-open", give_back=lambda late: late.close()
                     )
         except TimeoutError as error:
             text = f"The engine {engine.name!r} did not open the avatar within {OPEN_WITHIN_S:g} s."
@@ -274,6 +285,7 @@ class Factory:
             progress=progress,
             fingerprint=engine.fingerprint_with(request.avatar_settings),
             background=request.avatar_settings.background,
+            mood=request.avatar_settings.mood,
             only_matte=not shown,
         )
         PREPARE_SECONDS.observe(time.monotonic() - begun)
@@ -309,3 +321,9 @@ class Factory:
             probe_token=request.probe_token,
         )
         return FailoverPublisher(options, request.publisher_mode, self.clock)
+
+
+def _open(engine: Engine, bundle: Bundle, settings: AvatarSettings) -> EngineSession:
+    """Opens a bundle at its engine; what moves a still picture is ready then, too."""
+    warp_of(bundle)
+    return engine.open(bundle, settings)

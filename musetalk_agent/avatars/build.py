@@ -14,17 +14,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.avatars import framing, still_animation
+from musetalk_agent.avatars import framing
 from musetalk_agent.avatars.archive import FrameArchive
-from musetalk_agent.avatars.bundle import ArrayWriter, read_rows, write_head
+from musetalk_agent.avatars.bundle import RELIEF_FILE, ArrayWriter, read_rows, write_head
 from musetalk_agent.avatars.clip_alpha import ClipAlpha, colours
+from musetalk_agent.avatars.eyelids import Blink
 from musetalk_agent.avatars.face import FaceNet
-from musetalk_agent.avatars.face_track import FaceTrack, FaceTracker, finish_track
+from musetalk_agent.avatars.face_track import TEMPLES, FaceTrack, FaceTracker, finish_track
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.media_probe import PICTURES, VIDEOS, MediaKind, sniff_file
 from musetalk_agent.avatars.picture_clips import animation_of, choose_frames, zip_frames
@@ -37,6 +38,9 @@ from musetalk_agent.protocol.http import AvatarWarning, Picture
 
 if TYPE_CHECKING:
     from musetalk_agent.avatars.decoder_pool import Progress
+
+_CLOSURES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""How far the eyes are closed in the frames of a still picture."""
 
 Warnings = Sequence[tuple[str, str]]
 """Codes and sentences."""
@@ -133,7 +137,7 @@ def _build_video(job: Job, net: FaceNet, folder: Path, clip: VideoClip) -> None:
         while second is first:
             same, second = same + 1, next(frames, None)
         if second is None:
-            warning = ("single_frame", "The video has one frame; it is shown as a still picture with slight motion.")
+            warning = ("single_frame", "The video has one frame; it is shown as a still picture that moves a little.")
             _build_still(job, net, folder, first, clip.size, [*clip.warnings, warning])
             return
         rest = chain(repeat(first, same), [second], frames)
@@ -188,7 +192,10 @@ def _build_still(
     clip: tuple[int, int] | None = None,
     warnings: Warnings = (),
 ) -> None:
-    """Writes the bundle of an image, which is of a clip of `clip` (width, height) pixels where it comes scaled."""
+    """Writes the bundle of an image, which is of a clip of `clip` (width, height) pixels where it comes scaled.
+
+    Its frames are the image with its eyes closed by degrees; what moves its head is made as it is shown (`compose.face_warp`).
+    """
     clip = clip or (pixels.shape[1], pixels.shape[0])
     shape = framing.fit(clip, job.picture.width, job.picture.height, job.limits)
     job.allow(shape.scaled[0] * shape.scaled[1])
@@ -196,17 +203,26 @@ def _build_still(
     tracker, alpha = FaceTracker(net), ClipAlpha(folder)
     tracker.push(colours(pixels))
     found = finish_track(tracker, job.picture.fps)
-    motion = still_animation.StillAnimation(pixels, found.points[0], job.picture.fps)
-    points = []
+    face = tracker.observations[0].face
+    assert face is not None and face.depths is not None  # else `finish_track` had raised
+    np.save(folder / RELIEF_FILE, _relief(face.depths), allow_pickle=False)
+    blink = Blink(np.ascontiguousarray(pixels[..., :3]), found.points[0])
+    closures = _CLOSURES if blink.sees_eyes else _CLOSURES[:1]
     with closing(alpha), closing(ArrayWriter(folder / "scaled.npy")) as writer:
-        for frame, moved in motion.frames():
+        for closure in closures:
+            frame = cast("Pixels", np.dstack([blink.closed(closure), pixels[..., 3:]]))
             alpha.take(frame)
             writer.append(framing.to_i420(colours(frame)))
-            points.append(moved)
-            job.progress("frames", writer.rows, len(motion))
-    covered = list(range(len(points))) if found.covered else []
-    track = replace(found, points=np.stack(points), covered=covered)
+            job.progress("frames", writer.rows, len(closures))
+    covered = list(range(len(closures))) if found.covered else []
+    track = replace(found, points=np.repeat(found.points, len(closures), 0), covered=covered)
     _finish(job, folder, track, clip, shape, warnings, alpha, still_picture=True)
+
+
+def _relief(depths: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How much nearer to the viewer than the temples the points of a mesh are, float32 `[468]` in pixels."""
+    temples = [point for side in TEMPLES for point in side]
+    return np.asarray(depths - depths[temples].mean(), np.float32)
 
 
 def _check_length(tracker: FaceTracker, shape: framing.Fit, limits: AvatarLimits) -> None:

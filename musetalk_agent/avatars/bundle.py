@@ -10,6 +10,7 @@ Layout of a bundle's folder (written whole and renamed into place, see `cache`):
     boxes.npy          int32 [frames, 4]: x0, y0, x1, y1 of the face window (even, one size for all frames)
     faces.npy          uint8 [frames, h, w, 3]: BGR pixels of the face window
     mouths.npy         float32 [frames]: how far a mouth may be drawn on the frame, 0 … 1
+    relief.npy         float32 [468]: of a still picture, how much nearer than the temples each point is, in pixels
     alpha.npy          uint8 [frames, height, width]: the clip's own alpha, where it has some; `frames.npy` lies on white there
     mattes/<fingerprint>/…    the person without the background, once it was wanted: see `matte_files`
     engines/<fingerprint>/…   what an engine derived for itself
@@ -33,9 +34,10 @@ from musetalk_agent.arrays import DamagedArrays, damage_errors
 from musetalk_agent.avatars.cutout import Cutout
 from musetalk_agent.avatars.face import POINTS
 from musetalk_agent.media_types import Box, Pixels
+from musetalk_agent.protocol.avatar_settings import Mood
 from musetalk_agent.protocol.http import AvatarReport
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,9 @@ class Bundle:
         mouths: float32 `[n]`, 0 … 1: 0 on frames that show no mouth (no face, a covered mouth), on which nothing is drawn; it
             rises to 1 over the frames beside them. None where every frame shows its mouth.
         cutout: what is shown behind the person; None for the clip as it is.
+        relief: float32 `[468]`, of a still picture: how much nearer to the viewer than the temples the points of its mesh are, in
+            pixels. Its frames are the picture with its eyes closed by degrees, from open to shut. None for a clip.
+        mood: how the face of a still picture is set.
     """
 
     path: Path
@@ -67,6 +72,8 @@ class Bundle:
     report: AvatarReport
     mouths: NDArray[np.float32] | None = None
     cutout: Cutout | None = None
+    relief: NDArray[np.float32] | None = None
+    mood: Mood = "neutral"
 
     def __len__(self) -> int:
         return int(self.frames.shape[0])
@@ -93,6 +100,7 @@ class Bundle:
 
 
 HEAD_FILE = "bundle.json"
+RELIEF_FILE = "relief.npy"
 ALPHA_FILE = "alpha.npy"
 
 
@@ -199,11 +207,19 @@ def load_bundle(folder: Path, key: str) -> Bundle:
                 faces=map_rows(folder / "faces.npy"),
                 report=report,
                 mouths=cast("NDArray[np.float32]", np.load(folder / "mouths.npy", allow_pickle=False)),
+                relief=_relief(folder) if report.still else None,
             )
             _check(bundle)
     except (FileNotFoundError, DamagedArrays) as error:
         raise DamagedBundle(str(error)) from error
     return bundle
+
+
+def _relief(folder: Path) -> NDArray[np.float32]:
+    relief = cast("NDArray[np.float32]", np.load(folder / RELIEF_FILE, allow_pickle=False))
+    if relief.shape != (POINTS,) or relief.dtype != np.float32 or not np.isfinite(relief).all():
+        raise DamagedBundle(f"{RELIEF_FILE} has the wrong shape")
+    return relief
 
 
 def map_rows(path: Path) -> Pixels:

@@ -60,10 +60,14 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """A face as the mesh network sees it: float32 `[468, 2]` points in pixels, and the logit of there being a face at all."""
+    """A face as the mesh network sees it: float32 `[468, 2]` points in pixels, and the logit of there being a face at all.
+
+    `depths`, float32 `[468]` in pixels, is how much nearer to the viewer each point is than others; None where nobody asked.
+    """
 
     points: Points
     score: float
+    depths: NDArray[np.float32] | None = None
 
     @property
     def width(self) -> float:
@@ -195,7 +199,9 @@ class FaceNet:
         if seen.score < _MIN_LOGIT:
             return None
         points = (seen.points @ to_picture[:, :2].T + to_picture[:, 2]) * shrink + corner
-        return Face(points.astype(np.float32), seen.score)
+        scale = float(np.linalg.norm(to_picture[:, 0])) * shrink
+        depths = None if seen.depths is None else (seen.depths * np.float32(scale))
+        return Face(points.astype(np.float32), seen.score, depths)
 
     def mouth_evidence(self, rgb: Pixels, face: Face) -> float:
         """How much the network's belief in a refined face rests on its mouth: the logit, and how far it falls without one.
@@ -220,8 +226,8 @@ class FaceNet:
     def _read(self, patch: NDArray[np.float32]) -> Face:
         """What the mesh network sees in its own image, float32 RGB `[192, 192, 3]` 0 … 255; points in pixels of it."""
         outputs = {out.size: out for out in self._mesh.run(patch / np.float32(255))}
-        flat = outputs[POINTS * 3].reshape(POINTS, 3)[:, :2]
-        return Face(cast("Points", flat.astype(np.float32)), float(outputs[1].reshape(())))
+        points = outputs[POINTS * 3].reshape(POINTS, 3).astype(np.float32)
+        return Face(points[:, :2], float(outputs[1].reshape(())), -points[:, 2])
 
 
 def _patch(rgb: Pixels, crop: Detection) -> tuple[NDArray[np.float32], NDArray[np.float64], int, NDArray[np.int64]]:

@@ -28,6 +28,7 @@ from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.avatars.media_probe import PICTURES, VIDEOS, MediaKind, sniff_file
 from musetalk_agent.avatars.sources import Fetcher, SourceWriter
 from musetalk_agent.errors import AvatarError, AvatarNotFound, EngineFailed
+from musetalk_agent.protocol.avatar_settings import Mood
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AvatarSource, AvatarWarning, Picture
 from musetalk_agent.tasks import in_thread
 from musetalk_agent.weights import ModelStore
@@ -108,6 +109,7 @@ class AvatarLibrary:
         fingerprint: str | None = None,
         background: str = "keep",
         *,
+        mood: Mood = "neutral",
         only_matte: bool = False,
     ) -> Bundle:
         """Returns the avatar at the size and rate asked for, prepared now or found in the cache (`report.cached`).
@@ -122,6 +124,7 @@ class AvatarLibrary:
             fingerprint: the engine's, under which `derive` keeps what it made. A bundle that has it waits for no other clip.
             progress: called in worker threads.
             background: what is shown behind the person.
+            mood: how the face of a still picture is set.
             only_matte: the bundle is not shown now; what it will need for a background is made, and no picture fetched.
 
         Cancelling does not disturb others who wait for the same avatar. When the last one leaves, the work is ended.
@@ -150,7 +153,7 @@ class AvatarLibrary:
                 bundle = await self._backgrounds.shown(bundle, background, progress)
         warnings += bundle.report.warnings
         update = {"cached": cached, "avatar_id": clip.avatar_id, "warnings": warnings}
-        return self._cache.hold(replace(bundle, report=bundle.report.model_copy(update=update)))
+        return self._cache.hold(replace(bundle, report=bundle.report.model_copy(update=update), mood=mood))
 
     async def _from_video(
         self, url: str, zip_failed: AvatarError, picture: Picture, progress: Progress | None

@@ -11,6 +11,8 @@ from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.face import Points
 from musetalk_agent.avatars.framing import crop_i420, to_i420
 from musetalk_agent.avatars.matte_files import alpha_planes
+from musetalk_agent.compose.face_warp import warp_of
+from musetalk_agent.compose.head_motion import AS_IT_IS, Pose
 from musetalk_agent.media_types import Box, Patch, Pixels, Tag, VideoFrame
 
 OPAQUE = 255
@@ -44,7 +46,7 @@ def _changed(person: Pixels, before: Pixels, after: Pixels, share: Pixels) -> Pi
 
 
 class Compositor:
-    """Composes frames of one bundle; stateless, so any thread may call it.
+    """Composes frames of one bundle; stateless, so any thread may call it. Poses are for still pictures: a clip passes them over.
 
     Args:
         idle_patch: the patch over each idle frame outside speech, by index; None for none.
@@ -56,20 +58,31 @@ class Compositor:
         self._cutout = bundle.cutout
         self._width, self._height = bundle.width, bundle.height
 
-    def idle(self, idle_index: int) -> VideoFrame:
-        """The idle frame; without a patch over it no copy is made, so its planes are read-only."""
-        patch = self._idle_patch(idle_index)
-        return self._frame(idle_index, patch)
+    @property
+    def lives(self) -> bool:
+        """Whether it composes a still picture, whose head it moves."""
+        return self._bundle.relief is not None
 
-    def compose(self, idle_index: int, patch: Patch | None, tag: Tag | None = None) -> VideoFrame:
-        """Idle frame `idle_index` with `patch` on it; without a patch, the idle frame."""
+    def idle(self, idle_index: int, pose: Pose = AS_IT_IS) -> VideoFrame:
+        """The idle frame; without a patch over it or a pose no copy is made, so its planes are read-only."""
+        return self._posed(self._frame(idle_index, self._idle_patch(idle_index)), pose)
+
+    def compose(
+        self, idle_index: int, patch: Patch | None, tag: Tag | None = None, pose: Pose = AS_IT_IS
+    ) -> VideoFrame:
+        """Idle frame `idle_index` with `patch` on it, its head in `pose`; without a patch, the idle frame."""
         if patch is None:
-            return self.idle(idle_index)
-        return self._frame(idle_index, patch, spoken=True, tag=tag)
+            return self.idle(idle_index, pose)
+        return self._posed(self._frame(idle_index, patch, spoken=True, tag=tag), pose)
 
-    def face(self, idle_index: int) -> Points:
+    def face(self, idle_index: int, pose: Pose = AS_IT_IS) -> Points:
         """The mesh of the face in an idle frame, float32 `[468, 2]` in pixels."""
-        return np.asarray(self._bundle.landmarks[idle_index])
+        warp = warp_of(self._bundle)
+        return np.asarray(self._bundle.landmarks[idle_index]) if warp is None else warp.mesh(pose)
+
+    def _posed(self, frame: VideoFrame, pose: Pose) -> VideoFrame:
+        warp = warp_of(self._bundle)
+        return frame if warp is None else warp.moved(frame, pose, self._bundle.mood)
 
     def _frame(
         self, idle_index: int, patch: Patch | None, *, spoken: bool = False, tag: Tag | None = None

@@ -9,7 +9,7 @@ from random import Random
 _VARIED_FROM = 40
 """Frames. A shorter clip has no room for other ends."""
 _ENDS = 0.1
-"""Share of a clip at each end within which it turns around. A still picture blinks further inside (`still_animation`)."""
+"""Share of a clip at each end within which it turns around."""
 _POSITIONS = 8192
 """Of a varied loop, about: five and a half minutes at 25 frames a second, after which it begins anew."""
 

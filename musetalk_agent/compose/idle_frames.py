@@ -10,19 +10,20 @@ from typing import Generic
 
 from musetalk_agent.clock import Clock
 from musetalk_agent.compose.compositor import Compositor
+from musetalk_agent.compose.head_motion import AS_IT_IS, Pose
 from musetalk_agent.compose.idle import LoopCursor
 from musetalk_agent.compose.layers import laid
 from musetalk_agent.compose.timeline import F, ShownFrame, Timeline
 from musetalk_agent.media_types import VideoFrame
 
 
-def load_idle(compositor: Compositor, idle_index: int) -> VideoFrame:
+def load_idle(compositor: Compositor, idle_index: int, pose: Pose = AS_IT_IS) -> VideoFrame:
     """Composes an idle frame, in its layers, and loads it into memory. Blocks on the disk: call it in a worker thread.
 
     A frame without a patch is a view of the bundle's file. One byte of each page is read here, so that the page faults of a file
     that is not in the page cache happen in this thread and not where the frame is published.
     """
-    frame = compositor.idle(idle_index)
+    frame = compositor.idle(idle_index, pose)
     if frame.alpha is None:
         frame.i420[:: mmap.PAGESIZE].sum()
     return frame
@@ -35,11 +36,11 @@ def load_first(compositor: Compositor) -> VideoFrame:
 
 def load_look(look: ShownFrame[F]) -> VideoFrame:
     """The same for what is shown at a position, which may be between two clips."""
-    frame = load_idle(look.face.compositor, look.idle_index)
+    frame = load_idle(look.face.compositor, look.idle_index, look.pose)
     leaving = look.leaving
     if leaving is None:
         return laid(frame)
-    return laid(leaving.mixed(load_idle(leaving.face.compositor, leaving.idle_index), frame, look))
+    return laid(leaving.mixed(load_idle(leaving.face.compositor, leaving.idle_index, leaving.pose), frame, look))
 
 
 class IdleFrames(Generic[F]):

@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.crossfade import Crossfade
+from musetalk_agent.compose.head_motion import AS_IT_IS, HeadMotion, Pose
 from musetalk_agent.compose.idle import idle_loop
 from musetalk_agent.media_types import VideoFrame
 
@@ -18,17 +19,22 @@ class ShownFace:
     compositor: Compositor
     frames: int
 
+    def closed(self, closure: float) -> int:
+        """The frame of a still picture whose eyes are closed by `closure`, 0 … 1."""
+        return round(closure * (self.frames - 1))
+
 
 F = TypeVar("F", bound=ShownFace)
 
 
 @dataclass(frozen=True)
 class ShownFrame(Generic[F]):
-    """What is shown at a position: a frame of a face, and while one glides into it what goes away."""
+    """What is shown at a position: a frame of a face, its head in a pose, and while one glides into it what goes away."""
 
     face: F
     idle_index: int
     leaving: Leaving[F] | None = None
+    pose: Pose = AS_IT_IS
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,11 @@ class Leaving(Generic[F]):
     idle_index: int
     share: float
     fade: Crossfade
+    pose: Pose = AS_IT_IS
 
     def mixed(self, before: VideoFrame, after: VideoFrame, look: ShownFrame[F]) -> VideoFrame:
         """The picture between this frame and that of `look`, both composed. Call it in a thread."""
-        old, new = (each.face.compositor.face(each.idle_index) for each in (self, look))
+        old, new = (each.face.compositor.face(each.idle_index, each.pose) for each in (self, look))
         return self.fade.between(before, after, self.share, old, new)
 
 
@@ -83,9 +90,14 @@ class Timeline(Generic[F]):
     """Maps positions, which only grow, to looks. An avatar that takes over begins with its first frame.
 
     Every position is decided once its frame is being made: changes are of later ones only.
+
+    Args:
+        face: the first avatar.
+        motion: how the heads of still pictures move.
     """
 
-    def __init__(self, face: F) -> None:
+    def __init__(self, face: F, motion: HeadMotion) -> None:
+        self._motion = motion
         self._spans = [_Span(0, face)]
         self.home = face
         """The avatar itself, to which actions come back."""
@@ -104,12 +116,18 @@ class Timeline(Generic[F]):
         """What is shown at `position` (≥ 0)."""
         at = max((k for k, span in enumerate(self._spans) if span.begin <= position), default=0)
         span = self._spans[at]
-        index = span.index(max(position, span.begin))
+        index, pose = self._frame(span, max(position, span.begin))
         if at == 0 or position >= span.settled:
-            return ShownFrame(span.face, index)
+            return ShownFrame(span.face, index, pose=pose)
         before = self._spans[at - 1]
         share = (position - span.begin + 1) / (span.fade + 1)
-        return ShownFrame(span.face, index, Leaving(before.face, before.index(position), share, span.crossfade))
+        old, old_pose = self._frame(before, position)
+        return ShownFrame(span.face, index, Leaving(before.face, old, share, span.crossfade, old_pose), pose)
+
+    def _frame(self, span: _Span[F], position: int) -> tuple[int, Pose]:
+        if not span.face.compositor.lives:
+            return span.index(position), AS_IT_IS
+        return span.face.closed(self._motion.closure(position)), self._motion.pose(position)
 
     def settled(self, position: int) -> int:
         """The first position from this one on at which no passage that has begun by then is under way."""
@@ -131,6 +149,7 @@ class Timeline(Generic[F]):
 
     def forget(self, position: int) -> None:
         """Positions before this one are not asked for again."""
+        self._motion.forget(position)
         while len(self._spans) > 1 and self._spans[1].settled <= position:
             del self._spans[0]
 

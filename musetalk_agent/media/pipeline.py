@@ -21,6 +21,7 @@ from musetalk_agent.agent_metrics import PCM_SAMPLES
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import Clock
 from musetalk_agent.compose.compositor import Compositor
+from musetalk_agent.compose.head_motion import HeadMotion
 from musetalk_agent.compose.idle import LoopCursor
 from musetalk_agent.compose.idle_frames import IdleFrames, load_first
 from musetalk_agent.compose.passages import Sketch, enter, leave
@@ -53,6 +54,7 @@ class Pipeline:
         outputs: where the player reports to.
         first: the idle frame of idle frame 0, loaded in a worker thread (`load_first`); None loads it here.
         av_offset_ms: how much later than the voice the lips move.
+        seed: of the motion of still pictures.
     """
 
     def __init__(
@@ -66,10 +68,12 @@ class Pipeline:
         outputs: PlayerOutputs,
         first: VideoFrame | None = None,
         av_offset_ms: int = 0,
+        seed: int = 0,
     ) -> None:
         face, cursor = open_face(bundle, engine_session), LoopCursor()
-        timeline = Timeline(face)
-        context = MediaContext(publisher, batcher, timeline, cursor, clock, executor, bundle.fps, av_offset_ms)
+        motion = HeadMotion(seed, bundle.fps)
+        timeline = Timeline(face, motion)
+        context = MediaContext(publisher, batcher, timeline, cursor, motion, clock, executor, bundle.fps, av_offset_ms)
         self.stats, self.clock, self._emit, self._fps = context.stats, clock, outputs.emit, bundle.fps
         self.first: VideoFrame = first or load_first(face.compositor)
         self._timeline, self._cursor = timeline, cursor

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from musetalk_agent.clock import Clock
+from musetalk_agent.compose.head_motion import HeadMotion
 from musetalk_agent.compose.idle import LoopCursor
 from musetalk_agent.compose.layers import laid
 from musetalk_agent.compose.timeline import ShownFace, ShownFrame, Timeline
@@ -20,6 +21,7 @@ from musetalk_agent.engines.batcher import Batcher, Result
 from musetalk_agent.engines.interface import EngineSession, PatchRequest
 from musetalk_agent.features.av_offset import OffsetGate
 from musetalk_agent.features.extractor import SpeechGate
+from musetalk_agent.features.stress import StressMeter
 from musetalk_agent.media.segment import Segment
 from musetalk_agent.media.segment_trace import FEATURES, FRAME
 from musetalk_agent.media_types import FEATURE_RATE, Feature, Patch, Pcm, Tag, VideoFrame
@@ -145,7 +147,8 @@ class MediaContext:
     """What the parts of one session's media path share.
 
     `publisher` owns the playout clock; `batcher` is the engine that serves every session; `timeline` and `cursor` are the idle
-    clip, or those that follow each other, and the position; `executor` has the threads for features and composition.
+    clip, or those that follow each other, and the position; `motion` is how heads of still
+    pictures move; `executor` has the threads for features and composition.
     `av_offset_ms` is how much later than the voice the lips move. The two events wake the player's tasks.
     """
 
@@ -153,6 +156,7 @@ class MediaContext:
     batcher: Batcher
     timeline: Timeline[OpenFace]
     cursor: LoopCursor
+    motion: HeadMotion
     clock: Clock
     executor: Executor
     fps: int
@@ -185,6 +189,7 @@ class FrameRenderer:
         self._publisher, self._wake_player = context.publisher, context.wake_player
         self._batcher, self._timeline = context.batcher, context.timeline
         self._cursor, self._clock, self._executor = context.cursor, context.clock, context.executor
+        self._motion, self._stress = context.motion, StressMeter(context.fps)
         self._stats, self._fps = context.stats, context.fps
         self._new_listening = context.listening
         self._listening = context.listening()
@@ -222,6 +227,7 @@ class FrameRenderer:
         self.ready.discard()
         self._drop_flights()
         self._cursor.release()
+        self._motion.drop_after(self._cursor.shown)
         if shown is not None and shown.blend_weight > 0:
             self._close_from = (shown.feature, shown.blend_weight)
         self._last = (self._rest_feature, 0.0)
@@ -289,6 +295,7 @@ class FrameRenderer:
 
     def _reset_stream(self) -> None:
         self._listening.reset()
+        self._stress.reset()
         self._cued = 0
 
     async def _advance(self, segment: Segment) -> bool:
@@ -302,8 +309,10 @@ class FrameRenderer:
         if not len(samples) and not segment.ended:
             return False
         last = not len(samples)
+        self._stress.push(samples)
         decided = await self._decided(segment, None if last else samples)
         for feature in decided:
+            stress = self._stress.take()
             if segment.generation != self.generation:
                 return True
             if feature is None:
@@ -311,7 +320,7 @@ class FrameRenderer:
                 continue
             segment.stages.reach(FEATURES)
             self._stats.add("features", 1)
-            await self._submit(segment, feature)
+            await self._submit(segment, feature, stress)
         if last and segment.generation == self.generation:
             self._segments.popleft()
             self._reset_stream()
@@ -363,7 +372,7 @@ class FrameRenderer:
         seconds = self._publisher.playout.time_of(segment.frame_position(frame)) - self._clock.now()
         return seconds if math.isfinite(seconds) else 0.0
 
-    async def _submit(self, segment: Segment, feature: Feature) -> None:
+    async def _submit(self, segment: Segment, feature: Feature, stress: float) -> None:
         lead: int | None = None
         if segment.resting:
             if not await self._heard_up_to(segment, _WAKE_AHEAD_FRAMES / self._fps):
@@ -371,7 +380,7 @@ class FrameRenderer:
             lead = max(0, int(min(1.0, self._due_in(segment, segment.frames_ordered)) * self._fps))
         blend_weight = min(1.0, self._last[1] + 1 / OPENING_FRAMES)
         tag = Tag(segment.number, segment.frame_ordered(), segment.generation)
-        await self._submit_frame(segment, tag, feature, blend_weight, lead)
+        await self._submit_frame(segment, tag, feature, blend_weight, lead, stress)
 
     async def _close(self, feature: Feature, blend_weight: float, going_on: Callable[[], bool] | None = None) -> None:
         """The frames after speech: its last mouth shape fades to rest while the idle clip takes the mouth back.
@@ -390,9 +399,17 @@ class FrameRenderer:
         self._last = (self._rest_feature, 0.0)
 
     async def _submit_frame(
-        self, segment: Segment | None, tag: Tag, feature: Feature, blend_weight: float, lead: int | None = None
+        self,
+        segment: Segment | None,
+        tag: Tag,
+        feature: Feature,
+        blend_weight: float,
+        lead: int | None = None,
+        stress: float = 0.0,
     ) -> None:
         tick = self._cursor.reserve(lead)
+        if segment is not None:
+            self._motion.speak(tick, stress)
         look = self._timeline.at(tick)
         request = PatchRequest(look.face.engine_session, look.idle_index, feature, blend_weight)
         going: PatchRequest | None = None
@@ -468,8 +485,8 @@ class FrameRenderer:
 
 
 def _composed(look: ShownFrame[OpenFace], patch: Patch | None, leaving: Patch | None, tag: Tag) -> VideoFrame:
-    frame = look.face.compositor.compose(look.idle_index, patch, tag)
+    frame = look.face.compositor.compose(look.idle_index, patch, tag, look.pose)
     old = look.leaving
     if old is None:
         return laid(frame)
-    return laid(old.mixed(old.face.compositor.compose(old.idle_index, leaving, tag), frame, look))
+    return laid(old.mixed(old.face.compositor.compose(old.idle_index, leaving, tag, old.pose), frame, look))

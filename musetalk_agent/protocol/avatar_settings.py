@@ -10,6 +10,7 @@ from musetalk_agent.protocol.background import Background
 
 Smoothing = Literal["off", "light", "strong"]
 Blend = Literal["feather", "multiband", "poisson"]
+Mood = Literal["neutral", "warm", "serious"]
 
 BBOX_SHIFT_MOST = 50
 """Pixels, up or down."""
@@ -28,6 +29,8 @@ class AvatarSettings(BaseModel):
         sharpen: 0 … 1; how much of the missing detail is given back from the clip's own frames.
         background: what is behind the person: `keep` (the clip as it is), `blur`, `#rrggbb`, `image:` and an address, or
             `transparent`. All but `keep` need a matte, which the preparation makes.
+        mood: how the face of a still picture is set, a little: `warm` with a hint of a smile, `serious` with lower brows. Clips
+            have their own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,6 +42,7 @@ class AvatarSettings(BaseModel):
     blend: Blend = "feather"
     sharpen: float = Field(default=0.0, ge=0.0, le=1.0, allow_inf_nan=False)
     background: Background = "keep"
+    mood: Mood = "neutral"
 
     @property
     def prepared_for(self) -> tuple[int | None, bool]:

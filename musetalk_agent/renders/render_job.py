@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from musetalk_agent.avatars.limits import AvatarLimits
+from musetalk_agent.compose.head_motion import seed_of
 from musetalk_agent.errors import AgentError
 from musetalk_agent.factory import Factory
 from musetalk_agent.judge.film_judge import Judge
@@ -189,7 +190,9 @@ class RenderJobs:
         opened = await self.factory.opened(_session_request(order, plan))
         try:
             settings = order.request.avatar_settings
-            talker = Talker(opened.batcher, opened.engine_session, opened.bundle, settings.av_offset_ms)
+            talker = Talker(
+                opened.batcher, opened.engine_session, opened.bundle, settings.av_offset_ms, seed_of(order.render_id)
+            )
             await talker.close_idle_mouths()
             for run in runs(parts):
                 await self._make_run(order, plan, talker, run)

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.compose.compositor import Compositor
+from musetalk_agent.compose.head_motion import AS_IT_IS, HeadMotion, Pose
 from musetalk_agent.compose.idle import PingPongLoop
 from musetalk_agent.compose.layers import laid
+from musetalk_agent.compose.timeline import ShownFace
 from musetalk_agent.engines.batcher import Batcher, Result
 from musetalk_agent.engines.interface import EngineSession, PatchRequest
 from musetalk_agent.features.av_offset import OffsetGate
 from musetalk_agent.features.extractor import FeatureExtractor, SpeechGate
+from musetalk_agent.features.stress import StressMeter
 from musetalk_agent.media.renderer import OPENING_FRAMES
 from musetalk_agent.media_types import FEATURE_RATE, Cue, Feature, Patch, Pcm, VideoFrame, frame_start
 
@@ -72,12 +75,14 @@ class Talker:
         session: the avatar at the engine.
         bundle: its frames.
         av_offset_ms: how much later than the voice the lips move.
+        seed: of the motion of a still picture; the parts of one film have one.
     """
 
     batcher: Batcher
     session: EngineSession
     bundle: Bundle
     av_offset_ms: int = 0
+    seed: int = 0
 
     async def close_idle_mouths(self) -> None:
         """Makes what the engine wants over idle frames. Call it once, before `frames`. Raises FramesFailed."""
@@ -103,17 +108,25 @@ class Talker:
             FramesFailed: the engine could not make one of them, or nothing fit to be shown.
         """
         fps, engine = self.bundle.fps, self.batcher.engine
-        decided = await asyncio.to_thread(decide, engine.features, fps, self.av_offset_ms, stretch, read, list(cues))
+        meter = StressMeter(fps)
+        decided = await asyncio.to_thread(
+            decide, engine.features, fps, self.av_offset_ms, stretch, read, list(cues), meter
+        )
         shown = list(mouths(decided, self.session, engine.fade_out_frames))
         first = max(0, stretch.start - LEAD_FRAMES)
-        loop, compositor = PingPongLoop(len(self.bundle)), Compositor(self.bundle, self.session.idle)
         begin = first_heard(stretch.start, fps)
-        wanted = ((loop.idle_index(frame), shown[frame - begin], frame) for frame in range(first, stretch.stop))
+        motion = HeadMotion(self.seed, fps)
+        for position, feature in enumerate(decided, begin):
+            stress = meter.take()
+            if feature is not None:
+                motion.speak(position, stress)
+        face = ShownFace(Compositor(self.bundle, self.session.idle), len(self.bundle))
+        wanted = ((_look(face, motion, frame)[0], shown[frame - begin], frame) for frame in range(first, stretch.stop))
         async with aclosing(self.patches(wanted)) as patches:
             frame = first
             async for patch in patches:
                 if frame >= stretch.start:
-                    yield await asyncio.to_thread(_composed, compositor, loop.idle_index(frame), patch)
+                    yield await asyncio.to_thread(_composed, face, patch, *_look(face, motion, frame))
                 frame += 1
 
     async def patches(self, wanted: Iterable[tuple[int, Mouth, int]]) -> AsyncGenerator[Patch | None, None]:
@@ -152,9 +165,16 @@ class Talker:
             raise FramesFailed(f"The engine failed on a frame ({type(error).__name__}: {error}).") from error
 
 
-def _composed(compositor: Compositor, idle_index: int, patch: Patch | None) -> VideoFrame:
+def _look(face: ShownFace, motion: HeadMotion, frame: int) -> tuple[int, Pose]:
+    """Which idle frame a frame of the film lies on, and in which pose."""
+    if face.compositor.lives:
+        return face.closed(motion.closure(frame)), motion.pose(frame)
+    return PingPongLoop(face.frames).idle_index(frame), AS_IT_IS
+
+
+def _composed(face: ShownFace, patch: Patch | None, idle_index: int, pose: Pose) -> VideoFrame:
     """A frame on its background; one that has none keeps its alpha."""
-    frame = compositor.compose(idle_index, patch)
+    frame = face.compositor.compose(idle_index, patch, pose=pose)
     return frame if frame.behind is None else laid(frame)
 
 
@@ -165,10 +185,11 @@ def decide(
     stretch: range,
     read: Callable[[int, int], Pcm],
     cues: list[Cue],
+    meter: StressMeter | None = None,
 ) -> list[Feature | None]:
     """One entry for each frame from `first_heard` to the stretch's last: a feature, or None where the mouth rests.
 
-    Arguments are those of `Talker` and `Talker.frames`. Blocks: it reads and computes.
+    Arguments are those of `Talker` and `Talker.frames`; `meter` hears the same. Blocks: it reads and computes.
     """
     heard = first_heard(stretch.start, fps)
     origin = frame_start(heard, fps)
@@ -184,6 +205,8 @@ def decide(
         if not len(samples):
             break
         made += gate.push(samples)
+        if meter is not None:
+            meter.push(samples)
     made += gate.flush()
     return (made + [None] * count)[:count]
 

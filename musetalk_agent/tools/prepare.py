@@ -79,7 +79,7 @@ def _table(report: AvatarReport) -> str:
         ("picture", f"{report.width}×{report.height} at {report.fps} fps"),
         (
             "frames",
-            f"{report.frames} ({report.frames / report.fps:.1f} s){', from a still picture' if report.still else ''}",
+            "one picture" if report.still else f"{report.frames} ({report.frames / report.fps:.1f} s)",
         ),
         ("face", f"{report.face_px} px wide" + (f", not seen in {missing} frames" if missing else "")),
         ("motion", f"{report.motion_px:.2f} px per frame"),

@@ -17,7 +17,7 @@ import { explained, t } from "./strings.js";
 const OPTIONAL = new Set(["bbox_shift", "voice"]);
 const NUMBERS = new Set(["bbox_shift", "mouth_gain", "av_offset_ms", "sharpen"]);
 /** Settings as the dialog has them: its fields have these names. */
-const SETTINGS = ["mouth_gain", "av_offset_ms", "sharpen", "smoothing", "blend", "bbox_shift", "voice"];
+const SETTINGS = ["mouth_gain", "av_offset_ms", "sharpen", "smoothing", "blend", "mood", "bbox_shift", "voice"];
 
 export class AvatarDialog {
   /**

@@ -13,6 +13,7 @@ import pytest
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import VirtualClock
 from musetalk_agent.compose.compositor import Compositor
+from musetalk_agent.compose.head_motion import HeadMotion
 from musetalk_agent.compose.idle import LoopCursor
 from musetalk_agent.compose.idle_frames import IdleFrames
 from musetalk_agent.compose.timeline import ShownFace, Timeline
@@ -21,6 +22,8 @@ from musetalk_agent.engines.pattern import PatternEngine, PatternSession, patter
 from musetalk_agent.media_types import Patch
 from musetalk_agent.protocol.avatar_settings import DEFAULTS, AvatarSettings
 from tests.musetalk_agent.stand import stand, tone
+
+STILL = HeadMotion(0, 25)
 
 
 class QuietActor(PatternSession):
@@ -73,7 +76,7 @@ async def test_a_busy_pool_repeats_a_frame_and_the_clip_goes_on_where_it_was() -
     gate = threading.Event()
     with ThreadPoolExecutor(1) as busy:
         first = compositor.idle(cursor.idle())
-        idle = IdleFrames(Timeline(ShownFace(compositor, 4)), cursor, clock, busy, first)
+        idle = IdleFrames(Timeline(ShownFace(compositor, 4), STILL), cursor, clock, busy, first)
         busy.submit(gate.wait)
         taken = [idle.take(), idle.take()]
         gate.set()
@@ -98,7 +101,7 @@ async def test_what_making_a_frame_raises_reaches_the_session() -> None:
     plain = Compositor(bundle).idle(cursor.idle())
     with ThreadPoolExecutor(1) as pool:
         compositor = Compositor(Bundle(**{**vars(bundle), "frames": frames}), broken)
-        idle = IdleFrames(Timeline(ShownFace(compositor, 2)), cursor, clock, pool, plain)
+        idle = IdleFrames(Timeline(ShownFace(compositor, 2), STILL), cursor, clock, pool, plain)
         idle.prepare()
         await clock.run(0.01)
         with pytest.raises(OSError, match="is gone"):

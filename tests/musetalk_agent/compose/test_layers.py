@@ -30,7 +30,7 @@ MESH = np.stack(np.meshgrid(np.linspace(20, 44, 26), np.linspace(16, 48, 18)), -
 def bundle(cutout: Cutout | None) -> Any:
     faces = framing.to_bgr(SEEN)[None]
     return SimpleNamespace(
-        width=SIDE, height=SIDE, frames=SEEN[None], faces=faces, landmarks=MESH[None], cutout=cutout,
+        width=SIDE, height=SIDE, frames=SEEN[None], faces=faces, landmarks=MESH[None], cutout=cutout, relief=None,
         box=lambda _: Box(0, 0, SIDE, SIDE),
     )  # fmt: skip
 

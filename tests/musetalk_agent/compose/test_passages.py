@@ -8,9 +8,12 @@ import numpy as np
 
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.compose.compositor import Compositor
+from musetalk_agent.compose.head_motion import HeadMotion
 from musetalk_agent.compose.passages import enter, leave, sketch
 from musetalk_agent.compose.timeline import Passage, ShownFace, Timeline
 from musetalk_agent.engines.pattern import pattern_bundle
+
+STILL = HeadMotion(0, 25)
 
 
 def clip(levels: list[int]) -> Bundle:
@@ -29,7 +32,7 @@ def face(bundle: Bundle) -> ShownFace:
 def test_a_gesture_begins_where_the_idle_clip_looks_like_its_beginning() -> None:
     idle, wave = clip(list(range(50, 70))), clip([58, 70, 90, 110, 90, 66])
     home, played = face(idle), face(wave)
-    timeline, sketches = Timeline(home), {home: sketch(idle), played: sketch(wave)}
+    timeline, sketches = Timeline(home, STILL), {home: sketch(idle), played: sketch(wave)}
     entered = enter(timeline, 3, sketches, played)
     assert (entered.begin, entered.frame) == (8, 0), "the frame of level 58"
     assert entered.fade == 3, "the least"
@@ -47,14 +50,14 @@ def test_what_differs_more_takes_longer_and_has_an_end() -> None:
     for level in (60, 75, 250):
         other = clip([level, level + 1, level + 2])
         home, played = face(idle), face(other)
-        fades.append(enter(Timeline(home), 0, {home: sketch(idle), played: sketch(other)}, played).fade)
+        fades.append(enter(Timeline(home, STILL), 0, {home: sketch(idle), played: sketch(other)}, played).fade)
     assert fades[0] < fades[1] < fades[2] == 50
 
 
 def test_a_passage_is_not_broken_by_the_next_one() -> None:
     idle, wave = clip([50, 51, 52, 53]), clip([80, 81, 82, 83, 84, 85])
     home, played, again = face(idle), face(wave), face(wave)
-    timeline = Timeline(home)
+    timeline = Timeline(home, STILL)
     sketches = {home: sketch(idle), played: sketch(wave), again: sketch(wave)}
     first = enter(timeline, 0, sketches, played)
     timeline.act(played, first, None)
@@ -68,7 +71,7 @@ def test_a_passage_is_not_broken_by_the_next_one() -> None:
 
 def test_a_look_says_what_goes_away_and_how_far_it_is() -> None:
     home, played = (ShownFace(Compositor(pattern_bundle(64, 64, 25)), count) for count in (4, 9))
-    timeline = Timeline(home)
+    timeline = Timeline(home, STILL)
     timeline.act(played, Passage(5, 2, 3), Passage(10, 1, 2))
     shares = [(look.leaving.share if (look := timeline.at(p)).leaving else None) for p in range(4, 14)]
     assert shares == [None, 0.25, 0.5, 0.75, None, None, 1 / 3, 2 / 3, None, None]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from musetalk_agent.compose.compositor import Compositor
+from musetalk_agent.compose.head_motion import HeadMotion
 from musetalk_agent.compose.timeline import ShownFace, Timeline
 from musetalk_agent.engines.pattern import pattern_bundle
+
+STILL = HeadMotion(0, 25)
 
 COMPOSITOR = Compositor(pattern_bundle(64, 64, 25))
 
@@ -15,7 +18,7 @@ def faces(*frames: int) -> list[ShownFace]:
 
 def test_a_face_begins_with_its_first_frame_and_the_one_before_is_shown_until_then() -> None:
     old, new = faces(3, 4)
-    timeline = Timeline(old)
+    timeline = Timeline(old, STILL)
     timeline.show(new, 7)
     looks = [timeline.at(position) for position in range(12)]
     assert [look.face for look in looks] == [old] * 7 + [new] * 5
@@ -25,7 +28,7 @@ def test_a_face_begins_with_its_first_frame_and_the_one_before_is_shown_until_th
 
 def test_the_last_change_counts() -> None:
     old, one, two = faces(1, 1, 1)
-    timeline = Timeline(old)
+    timeline = Timeline(old, STILL)
     timeline.show(one, 5)
     timeline.show(two, 5)
     assert [timeline.at(position).face for position in (4, 5, 6)] == [old, two, two]
@@ -35,7 +38,7 @@ def test_the_last_change_counts() -> None:
 
 def test_what_is_past_is_forgotten_and_the_loop_goes_on() -> None:
     old, new = faces(3, 5)
-    timeline = Timeline(old)
+    timeline = Timeline(old, STILL)
     timeline.show(new, 4)
     before = [timeline.at(position).idle_index for position in range(4, 20)]
     timeline.forget(6)
@@ -45,4 +48,4 @@ def test_what_is_past_is_forgotten_and_the_loop_goes_on() -> None:
 
 def test_faces_of_the_same_clip_are_told_apart() -> None:
     one, other = faces(1, 1)
-    assert Timeline(one).at(0) != Timeline(other).at(0)
+    assert Timeline(one, STILL).at(0) != Timeline(other, STILL).at(0)

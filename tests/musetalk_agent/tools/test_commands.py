@@ -36,7 +36,7 @@ def report(**more: object) -> AvatarReport:
     ("of", "rows"),
     [
         (report(), ["picture      640×480 at 25 fps", "frames       50 (2.0 s)", "face         210 px wide"]),
-        (report(still=True), ["frames       50 (2.0 s), from a still picture"]),
+        (report(still=True), ["frames       one picture"]),
         (report(frames_without_face=[1, 2, 3]), ["face         210 px wide, not seen in 3 frames"]),
         (
             report(motion_px=1.234, closed_mouth_frames=7),

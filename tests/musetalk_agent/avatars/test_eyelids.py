@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from musetalk_agent.avatars import still_animation
+from musetalk_agent.avatars import eyelids
+from musetalk_agent.avatars.eyelids import Blink
 from musetalk_agent.avatars.face import FaceNet, Points
-from musetalk_agent.avatars.still_animation import Blink, StillAnimation
 from musetalk_agent.media_types import Pixels
 from musetalk_agent.weights import ModelStore
 
@@ -20,66 +20,6 @@ SKIN, BROW = (150, 175, 215), (30, 40, 50)
 def points(models: ModelStore) -> Points:
     net, rgb = FaceNet(models), np.ascontiguousarray(face(SIDE)[:, :, ::-1])
     return net.faces(rgb)[0].points
-
-
-@pytest.fixture(scope="module")
-def frames(points: Points) -> list[tuple[Pixels, Points]]:
-    return list(StillAnimation(face(SIDE), points, 25).frames())
-
-
-def test_it_moves_a_little_and_never_jumps(frames: list[tuple[Pixels, Points]], points: Points) -> None:
-    path = np.stack([moved[6] for _, moved in frames])
-    width = np.ptp(points[:, 0])
-    assert 0.004 < np.ptp(path[:, 0]) / width < 0.04
-    assert np.linalg.norm(np.diff(path, axis=0), axis=1).max() < 0.004 * width
-
-
-def test_it_stands_still_at_both_ends_so_that_ping_pong_is_seamless(frames: list[tuple[Pixels, Points]]) -> None:
-    steps = np.linalg.norm(np.diff(np.stack([moved[6] for _, moved in frames]), axis=0), axis=1)
-    assert steps[0] < 0.15 * steps.max() and steps[-1] < 0.15 * steps.max()
-
-
-def test_the_mesh_goes_where_the_picture_goes(frames: list[tuple[Pixels, Points]], models: ModelStore) -> None:
-    net = FaceNet(models)
-    for picture, moved in (frames[0], frames[-1]):
-        rgb = np.ascontiguousarray(picture[:, :, ::-1])
-        assert np.abs(net.faces(rgb)[0].points - moved).mean() < 0.6
-
-
-def test_edges_stay_as_they_are(frames: list[tuple[Pixels, Points]]) -> None:
-    picture = face(SIDE).astype(int)
-    for moved, _ in frames[::20]:
-        assert np.abs(moved[0].astype(int) - picture[0]).max() <= 40
-        assert np.abs(moved[:, 0].astype(int) - picture[:, 0]).mean() < 1.0
-        assert moved[0].min() > 60  # the background is light: no black edge came in
-
-
-def blinks_at(frames: list[tuple[Pixels, Points]], points: Points) -> float:
-    """The middle of the one blink, in frames."""
-    left, right = points[33].astype(int), points[263].astype(int)
-    rows = slice(min(left[1], right[1]) - 8, max(left[1], right[1]) + 8)
-    eyes = np.stack([picture[rows, left[0] : right[0]].astype(float) for picture, _ in frames])
-    change = np.abs(np.diff(eyes, axis=0)).mean((1, 2, 3))
-    blink = np.flatnonzero(change > 4 * np.median(change))
-    assert 3 <= len(blink) <= 10 and np.ptp(blink) <= 10
-    return float(blink.mean())
-
-
-def test_the_eyes_close_and_open_once(frames: list[tuple[Pixels, Points]], points: Points) -> None:
-    last = len(frames) - 1
-    at = blinks_at(frames, points)
-    assert 0.2 * last < min(at, last - at) < 0.42 * last  # pauses of 1.4 to 2.9 s and of 4.1 to 5.6 s
-
-
-def test_two_pictures_do_not_blink_at_the_same_moments(points: Points) -> None:
-    def of(shade: int) -> float:
-        picture = np.clip(face(SIDE).astype(int) + shade, 0, 255).astype(np.uint8)
-        return blinks_at(list(StillAnimation(picture, points, 25).frames()), points)
-
-    moments = [of(shade) for shade in range(6)]
-    assert np.ptp(moments) > 20  # some at the pass's begin, some at its end
-    assert len({round(min(at, 87 - at)) for at in moments}) > 2
-    assert of(3) == moments[3]
 
 
 def test_half_a_blink_changes_the_eyes_only(points: Points) -> None:
@@ -108,7 +48,7 @@ def drawn_eyes(brow_gap: float, iris: bool) -> tuple[Pixels, Points]:
     """
     picture = np.full((200, 300, 3), SKIN, np.uint8)
     points = np.full((468, 2), (150.0, 150.0), np.float32)
-    for (upper, lower, brow), x in zip(still_animation._EYES, (50, 190), strict=True):
+    for (upper, lower, brow), x in zip(eyelids._EYES, (50, 190), strict=True):
         u = np.linspace(0, 1, 9)
         lid = 90 - 10 * np.sin(np.pi * u)
         edge = 90 + 10 * np.sin(np.pi * u)
@@ -169,7 +109,7 @@ def test_an_eye_that_the_picture_cuts_stays_open_and_the_other_blinks_where_it_i
 def test_glasses_are_known_at_any_size(iris: bool, scale: int) -> None:
     """The lower lids are nearly flat here: the skin that an iris is judged by lies far below them."""
     picture, points = drawn_eyes(1.0, iris)
-    for _, lower, _ in still_animation._EYES:
+    for _, lower, _ in eyelids._EYES:
         points[list(lower), 1] = 90 + (points[list(lower), 1] - 90) / 4
     large = np.asarray(cv2.resize(picture, None, fx=scale, fy=scale), np.uint8)
     shut = Blink(large, points * np.float32(scale)).closed(1.0)
@@ -179,7 +119,7 @@ def test_glasses_are_known_at_any_size(iris: bool, scale: int) -> None:
 def test_an_eye_without_skin_under_it_blinks() -> None:
     """The picture ends right below the lids: nothing says that they are glasses."""
     picture, points = drawn_eyes(1.0, iris=False)
-    for _, lower, _ in still_animation._EYES:
+    for _, lower, _ in eyelids._EYES:
         points[list(lower), 1] = 90
     cut = np.asarray(cv2.resize(picture, None, fx=4, fy=4), np.uint8)[: 4 * 90 + 5]
     assert not np.array_equal(Blink(cut, 4 * points).closed(1.0), cut)

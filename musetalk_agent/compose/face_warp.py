@@ -1,0 +1,269 @@
+"""Moves the head of a picture by bending the picture: a field for each way it can move, and one resampling of the planes.
+
+Angles are small, so a pose's displacement is the sum of its parts. By how much a turn moves a pixel depends on its depth, which the
+mesh has: the tip of the nose goes furthest, the outline hardly moves, so there is nothing to tear. Around the head the motion fades
+out; what is far from it, and the picture's border there, stands still.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from musetalk_agent.avatars.bundle import RELIEF_FILE, Bundle
+from musetalk_agent.avatars.face import Points
+from musetalk_agent.compose.head_motion import AS_IT_IS, Pose
+from musetalk_agent.media_types import Pixels, VideoFrame
+from musetalk_agent.protocol.avatar_settings import Mood
+
+Field = NDArray[np.float32]
+
+_TEMPLES, _TOP, _CHIN = (234, 454), 10, 152
+_PITCH = 0.73
+"""How far a nod moves the tip of the nose against a turn by the same angle: 0.46 / 0.63 of `face_track.NOD` and `TURN`."""
+_HAIR = 0.35
+"""The head goes on above its mesh by this share of the mesh's height."""
+_BEHIND = 0.5
+"""Face widths from the mesh's edge outwards in which depth falls to nothing."""
+_FADE = 0.9
+"""Face widths around the head in which every motion fades out."""
+_NECK = 0.35
+"""The head tilts around a point this many face widths above the chin: the joint that carries it is between the ears' lobes."""
+_AXIS = 0.25
+"""The head turns and nods around an axis this many face widths in front of the temples: so far it shifts the eyes of talkers."""
+_SMOOTH = 0.06
+"""Sigma, in face widths, of the smoothing of the mesh's depth."""
+_SEEN = 0.5
+"""Points of the mesh within its smoothing, from which on a depth is the mesh's own."""
+_NODES = 28
+"""Nodes of the field in a face's width: an iris has three."""
+_EYES = ((33, 133, 159, 145), (362, 263, 386, 374))
+_BROWS = (46, 53, 52, 65, 55, 70, 63, 105, 66, 107), (285, 295, 282, 283, 276, 300, 293, 334, 296, 336)
+_GAZE_SIZE = (0.062, 0.045)
+_BROW_SIZE = (0.06, 0.05)
+_BROW_RISE = 0.012
+"""Reach (sigmas, face widths) of what moves with an iris and with a brow, and how far a raised brow rises."""
+
+_MOODS: dict[Mood, tuple[tuple[tuple[int, int], float, float, float], ...]] = {
+    "warm": (((61, 291), 0.11, 0.010, 0.020), ((205, 425), 0.12, 0.0, 0.010), ((105, 334), 0.09, 0.0, 0.010)),
+    "serious": (((61, 291), 0.10, -0.003, -0.010), ((55, 285), 0.07, -0.007, -0.013), ((105, 334), 0.08, 0.0, -0.008)),
+}
+"""Points left and right, sigma, and how far they go outwards and up, in face widths: corners of the mouth, cheeks, brows."""
+
+
+@lru_cache(maxsize=16)
+def face_warp(folder: Path, width: int, height: int) -> FaceWarp:
+    """What moves the head of the still picture in a bundle's folder; made once (0.1 s of a core for a face of 200 px, 1 MB).
+
+    Raises OSError and ValueError when the folder has gone.
+    """
+    landmarks = np.load(folder / "landmarks.npy", mmap_mode="r", allow_pickle=False)
+    relief = np.load(folder / RELIEF_FILE, allow_pickle=False)
+    return FaceWarp(np.array(landmarks[0]), relief, (width, height), eyes=len(landmarks) > 1)
+
+
+def warp_of(bundle: Bundle) -> FaceWarp | None:
+    """What moves the head of a bundle of a still picture; None for a clip. Computes the first time: call it in a thread."""
+    return None if bundle.relief is None else face_warp(bundle.path, bundle.width, bundle.height)
+
+
+class FaceWarp:
+    """Bends frames of one still picture. Any thread may call it.
+
+    Args:
+        points: the face's mesh, float32 `[468, 2]` in pixels.
+        relief: how much nearer to the viewer than the temples each point is, float32 `[468]` in pixels.
+        size: width and height of the frames, both even.
+        eyes: whether its eyes are seen, so that they can look elsewhere.
+    """
+
+    def __init__(
+        self, points: Points, relief: NDArray[np.float32], size: tuple[int, int], *, eyes: bool = True
+    ) -> None:
+        self._size = size
+        self._head = _Head(points, relief, eyes=eyes)
+        step = max(2, round(self._head.width / _NODES / 2) * 2)
+        low, high = self._head.reach
+        left, top = (max(0, int(at) // 2 * 2) for at in low)
+        right, bottom = (min(side, int(at + 2) // 2 * 2) for at, side in zip(high, size, strict=True))
+        self._box = left, top, right, bottom
+        columns, rows = -(-(right - left) // step), -(-(bottom - top) // step)
+        # one more node on each side: enlarging stops half a node before the outermost
+        x = np.float32(left) + (np.arange(-1, columns + 1, dtype=np.float32) + np.float32(0.5)) * step - np.float32(0.5)
+        y = np.float32(top) + (np.arange(-1, rows + 1, dtype=np.float32) + np.float32(0.5)) * step - np.float32(0.5)
+        self._nodes = np.ascontiguousarray(np.stack(np.meshgrid(x, y), 2), np.float32)
+        self._fields = self._head.fields(self._nodes)
+        self._step = step
+        self._moods = {mood: self._head.mood(self._nodes, mood) for mood in _MOODS}
+        self._mesh = points, self._head.fields(points)
+
+    def moved(self, frame: VideoFrame, pose: Pose, mood: Mood = "neutral") -> VideoFrame:
+        """The frame with its head in `pose` and its face in `mood`, in new memory; the frame itself for the picture as it is."""
+        set_face = self._moods.get(mood)
+        if (pose == AS_IT_IS and set_face is None) or self._box[0] >= self._box[2] or self._box[1] >= self._box[3]:
+            return frame
+        source = self._nodes - _sum(self._fields, pose)
+        if set_face is not None:
+            source = source - set_face
+        width, height = self._size
+        planes, before = np.array(frame.i420).reshape(-1), frame.i420.reshape(-1)
+        luma, quarter = width * height, width * height // 4
+        whole = self._pixels(source, fine=True)
+        self._move(before[:luma].reshape(height, width), planes[:luma].reshape(height, width), whole, fine=True)
+        halved = self._pixels((source - np.float32(0.5)) * np.float32(0.5), half=True)
+        for start in (luma, luma + quarter):
+            old, new = (flat[start : start + quarter].reshape(height // 2, width // 2) for flat in (before, planes))
+            self._move(old, new, halved, half=True)
+        alpha = frame.alpha
+        if alpha is not None:
+            alpha = np.array(alpha)
+            self._move(np.asarray(frame.alpha), alpha, self._pixels(source))
+        return replace(frame, i420=planes, alpha=alpha)
+
+    def mesh(self, pose: Pose) -> Points:
+        """The face's mesh in `pose`, float32 `[468, 2]` in pixels."""
+        points, fields = self._mesh
+        return np.asarray(points + _sum(fields, pose), np.float32)
+
+    def _pixels(self, source: Field, *, half: bool = False, fine: bool = False) -> Field:
+        """Where each pixel of the box comes from within it, float32 `[h, w, 2]`, from where the nodes do (plane pixels)."""
+        left, top, right, bottom = (at // 2 for at in self._box) if half else self._box
+        step = self._step // 2 if half else self._step
+        source = source - np.array([left, top], np.float32)
+        if fine:
+            source = source * np.float32(2) + np.float32(0.5)
+        rows, columns = source.shape[:2]
+        whole = cv2.resize(source, (columns * step, rows * step), interpolation=cv2.INTER_LINEAR)
+        return np.asarray(whole[step : step + bottom - top, step : step + right - left], np.float32)
+
+    def _move(self, before: Pixels, after: Pixels, pixels: Field, *, half: bool = False, fine: bool = False) -> None:
+        """Fills the box of a plane. A `fine` one is enlarged twice first: sampled linearly that is as sharp as cubic sampling, in
+        half the time.
+        """
+        left, top, right, bottom = (at // 2 for at in self._box) if half else self._box
+        part = before[top:bottom, left:right]
+        if fine:
+            part = np.asarray(cv2.resize(part, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC), np.uint8)
+        after[top:bottom, left:right] = cv2.remap(
+            part, pixels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+        )  # type: ignore[call-overload]  # the stubs know no map of two channels
+
+
+def _sum(fields: Field, pose: Pose) -> Field:
+    """The displacement of a pose, float32 `[…, 2]`, from a field for each of its parts."""
+    return np.asarray(np.tensordot(np.array(pose, np.float32), fields, 1), np.float32)
+
+
+class _Head:
+    """The displacement of any point of the picture, in pixels, for one unit of each part of a pose."""
+
+    def __init__(self, points: Points, relief: NDArray[np.float32], *, eyes: bool) -> None:
+        self._points, self._eyes = points, eyes
+        along = points[_TEMPLES[1]] - points[_TEMPLES[0]]
+        self.width = max(float(np.linalg.norm(along)), float(np.ptp(points[:, 0])) / 2, 8.0)
+        self._relief = relief - np.float32(_AXIS * self.width)
+        along = along / max(float(np.linalg.norm(along)), 1e-6)
+        self._along = along.astype(np.float32)
+        self._down = np.array([-along[1], along[0]], np.float32)
+        hair = points + _HAIR * (points[_TOP] - points[_CHIN])
+        self._face = _hull(points)
+        self._outline = _hull(np.concatenate([points, hair]))
+        self._neck = points[_CHIN] - np.float32(_NECK * self.width) * self._down
+
+    @property
+    def reach(self) -> tuple[Points, Points]:
+        """Corners of the part of the picture that moves."""
+        fade = np.float32(_FADE * self.width)
+        return self._outline.min(0) - fade, self._outline.max(0) + fade
+
+    def fields(self, at: Field) -> Field:
+        """For points float32 `[…, 2]`: float32 `[9, …, 2]`, in the order of `Pose`."""
+        shape, flat = at.shape, np.ascontiguousarray(at.reshape(-1, 2))
+        width = np.float32(self.width)
+        moves = _fall(_outside(self._outline, flat), _FADE * self.width)
+        depth = _fall(_outside(self._face, flat), _BEHIND * self.width)
+        turns = depth > 0
+        depth[turns] *= self._depth(flat[turns])
+        middle = self._points.mean(0)
+        right, down = self._along, self._down
+        from_neck, from_middle = flat - self._neck, flat - middle
+        parts = [
+            depth[:, None] * right,
+            np.float32(_PITCH) * depth[:, None] * down,
+            moves[:, None] * np.stack([-from_neck[:, 1], from_neck[:, 0]], 1),
+            (moves * width)[:, None] * right,
+            (moves * width)[:, None] * down,
+            moves[:, None] * from_middle,
+            (self._iris(flat) * width)[:, None] * right,
+            (self._iris(flat) * width)[:, None] * down,
+            (-np.float32(_BROW_RISE) * width * self._brow(flat))[:, None] * down,
+        ]
+        return np.stack(parts).astype(np.float32).reshape(len(parts), *shape)
+
+    def mood(self, at: Field, mood: Mood) -> Field:
+        """The displacement of a mood, float32 `[…, 2]` in pixels, of points float32 `[…, 2]`."""
+        flat = np.ascontiguousarray(at.reshape(-1, 2))
+        moved = np.zeros_like(flat)
+        for points, size, out, up in _MOODS[mood]:
+            for side, point in zip((-1, 1), points, strict=True):
+                near = self._near(flat, self._points[[point]], (size, size))
+                moved += (
+                    near * np.float32(self.width) * (np.float32(side * out) * self._along - np.float32(up) * self._down)
+                )
+        return moved.reshape(at.shape)
+
+    def _depth(self, at: Field) -> NDArray[np.float32]:
+        """That of the mesh, smoothed; beyond it that of the nearest point of its edge."""
+        near = self._near(at, self._points, (_SMOOTH, _SMOOTH))
+        total = near.sum(1)
+        edge = np.unique(cv2.convexHull(np.ascontiguousarray(self._points, np.float32), returnPoints=False))
+        nearest = edge[self._near(at, self._points[edge], (1.0, 1.0)).argmax(1)]
+        share = np.minimum(total / np.float32(_SEEN), 1)
+        seen = near @ self._relief / np.maximum(total, np.float32(1e-6))
+        return np.asarray(share * seen + (1 - share) * self._relief[nearest], np.float32)
+
+    def _iris(self, at: Field) -> NDArray[np.float32]:
+        if not self._eyes:
+            return np.zeros(len(at), np.float32)
+        middles = np.stack([self._points[list(eye)].mean(0) for eye in _EYES])
+        return np.asarray(self._near(at, middles, _GAZE_SIZE).max(1), np.float32)
+
+    def _brow(self, at: Field) -> NDArray[np.float32]:
+        points = np.concatenate([self._points[list(brow)] for brow in _BROWS])
+        return np.asarray(self._near(at, points, _BROW_SIZE).max(1), np.float32)
+
+    def _near(self, at: Field, points: Points, sigmas: tuple[float, float]) -> NDArray[np.float32]:
+        """Gaussians around points, float32 `[n, points]`, wide along and across the face."""
+        axes = np.stack([self._along / np.float32(sigmas[0]), self._down / np.float32(sigmas[1])], 1)
+        scaled = axes / np.float32(self.width)
+        one, other = (at - points[0]) @ scaled, (points - points[0]) @ scaled
+        apart = (one**2).sum(1)[:, None] + (other**2).sum(1) - 2 * (one @ other.T)
+        return np.asarray(np.exp(np.float32(-0.5) * np.maximum(apart, 0)), np.float32)
+
+
+def _hull(points: Points) -> Points:
+    """Corners of the convex outline of points, float32 `[n, 2]`."""
+    return np.asarray(cv2.convexHull(np.ascontiguousarray(points, np.float32)), np.float32).reshape(-1, 2)
+
+
+def _outside(corners: Points, at: Field) -> NDArray[np.float32]:
+    """How far points are outside of a convex outline, pixels ≥ 0."""
+    edges = np.roll(corners, -1, 0) - corners
+    from_corner = at[:, None] - corners[None]
+    lengths = np.maximum((edges**2).sum(1), 1e-6)
+    along = np.clip((from_corner * edges).sum(2) / lengths, 0, 1)
+    away = np.sqrt(((from_corner - along[:, :, None] * edges) ** 2).sum(2)).min(1)
+    cross = edges[:, 0] * from_corner[:, :, 1] - edges[:, 1] * from_corner[:, :, 0]
+    inside = (cross >= 0).all(1) | (cross <= 0).all(1)
+    return np.where(inside, 0, away).astype(np.float32)
+
+
+def _fall(distance: NDArray[np.float32], reach: float) -> NDArray[np.float32]:
+    """1 at 0, falling smoothly to 0 at `reach`."""
+    share = np.minimum(distance / np.float32(reach), 1)
+    return np.asarray(0.5 + 0.5 * np.cos(np.pi * share), np.float32)
