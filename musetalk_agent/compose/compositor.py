@@ -57,6 +57,7 @@ class Compositor:
         self._idle_patch = idle_patch
         self._cutout = bundle.cutout
         self._width, self._height = bundle.width, bundle.height
+        self.fps = bundle.fps
 
     @property
     def lives(self) -> bool:

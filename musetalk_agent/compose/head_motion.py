@@ -49,9 +49,9 @@ AS_IT_IS = Pose()
 _DEGREE = math.pi / 180
 _AXES = 7
 """Yaw, pitch, roll, x, y, nearer, brows: those that drift."""
-_DRIFT = np.array([0.68 * _DEGREE, 1.18 * _DEGREE, 0.32 * _DEGREE, 0.0044, 0.0038, 0.0060, 0.12])
+_DRIFT = np.array([0.68 * _DEGREE, 1.45 * _DEGREE, 0.32 * _DEGREE, 0.0044, 0.0041, 0.0056, 0.12])
 """Standard deviations of the slow motion, which is always there."""
-_LIVELY = np.array([0.52 * _DEGREE, 0.92 * _DEGREE, 0.23 * _DEGREE, 0.0003, 0.0003, 0.0040, 0.08])
+_LIVELY = np.array([0.52 * _DEGREE, 1.10 * _DEGREE, 0.23 * _DEGREE, 0.0003, 0.0003, 0.0046, 0.08])
 """Standard deviations of the quicker motion, which comes with speech."""
 _DRIFT_HZ, _LIVELY_HZ = (0.12, 0.9), (0.9, 3.4)
 _QUIET = 0.65

@@ -95,7 +95,7 @@ def leave(timeline: Timeline[F], entered: Passage, sketches: dict[F, Sketch], fa
     home, played = sketches[timeline.home], sketches[face]
     end = played.row(face.frames - 1)
     nearest = int(np.abs(home.coarse - played.coarse[end]).mean(1).argmin())
-    length = max(1, face.frames - entered.frame)
+    length = max(1, face.length - entered.frame)
     # a clip that is over by then stays at its last frame
     fade = _fade(_differ(home.pictures[nearest], played.pictures[end]), min(home.pace, played.pace))
     return Passage(entered.begin + max(entered.fade, length - fade), nearest * home.stride, fade)

@@ -11,6 +11,8 @@ from musetalk_agent.compose.head_motion import AS_IT_IS, HeadMotion, Pose
 from musetalk_agent.compose.idle import idle_loop
 from musetalk_agent.media_types import VideoFrame
 
+_STILL_S = 3.5
+
 
 @dataclass(frozen=True, eq=False)
 class ShownFace:
@@ -18,6 +20,11 @@ class ShownFace:
 
     compositor: Compositor
     frames: int
+
+    @property
+    def length(self) -> int:
+        """Positions that it takes to be played once: those of its frames; of a still picture 3.5 s."""
+        return round(_STILL_S * self.compositor.fps) if self.compositor.lives else self.frames
 
     def closed(self, closure: float) -> int:
         """The frame of a still picture whose eyes are closed by `closure`, 0 … 1."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import VirtualClock
 from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle
@@ -79,12 +80,14 @@ async def stand(
     frames: int = 1,
     timings: VoiceTimingQueue | None = None,
     show_caption: Callable[[Caption], None] = lambda _: None,
+    bundle: Bundle | None = None,
+    see: Callable[[VideoFrame], None] = lambda _: None,
 ) -> AsyncIterator[Stand]:
-    """A running pipeline with the pattern engine, and an idle clip of as many equal frames."""
+    """A running pipeline with the pattern engine, and an idle clip of as many equal frames, or `bundle`; `see` gets each frame."""
     clock = VirtualClock()
     batcher = Batcher(engine or PatternEngine())
     await batcher.start()
-    bundle = pattern_bundle(64, 64, fps)
+    bundle = bundle or pattern_bundle(64, 64, fps)
     if frames > 1:
         repeated = {n: np.repeat(getattr(bundle, n), frames, 0) for n in ("frames", "landmarks", "boxes", "faces")}
         bundle = replace(bundle, **repeated)
@@ -93,6 +96,7 @@ async def stand(
         made.pictures.append((at, int(frame.i420[32 * 64 + 32]) > 160))
         made.idle_indices.append(frame.idle_index)
         made.corners.append(int(frame.i420[0]))
+        see(frame)
 
     publisher = NullPublisher(clock, watch, lambda at, block: made.sound.append((at, block)))
     pipeline = Pipeline(

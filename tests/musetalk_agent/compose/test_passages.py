@@ -86,3 +86,14 @@ def test_a_long_clip_is_sampled() -> None:
     made = sketch(clip([n % 200 for n in range(500)]))
     assert len(made.pictures) <= 200 and made.stride == 3
     assert abs(float(made.of(499).mean()) - 99) <= 3
+
+
+def test_a_still_picture_is_played_once_for_three_and_a_half_seconds() -> None:
+    idle = clip([50, 51, 52, 53])
+    still = Bundle(**{**vars(clip([60, 61, 62])), "relief": np.zeros(468, np.float32)})
+    home, played = face(idle), face(still)
+    sketches = {home: sketch(idle), played: sketch(still)}
+    timeline = Timeline(home, STILL)
+    entered = enter(timeline, 0, sketches, played)
+    left = leave(timeline, entered, sketches, played)
+    assert 80 <= left.begin + left.fade - entered.begin <= 88
