@@ -2,6 +2,8 @@
 
     submit ─► waiting frames, a queue a session ─► launcher: earliest deadline first ─► device ─► collector: wait, patches ─► future
 
+An engine without a device has its patches when `launch` returns; they are delivered on the launcher's thread.
+
 While the device works on a batch the next is launched just before it ends: late enough to gather frames of more sessions, early
 enough that the device never idles.
 """
@@ -19,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from musetalk_agent.engines.interface import Engine, InFlightBatch, PatchRequest
+from musetalk_agent.engines.interface import CompletedBatch, Engine, InFlightBatch, PatchRequest
 from musetalk_agent.errors import EngineFailed, EngineUnavailable
 from musetalk_agent.media_types import Patch
 from musetalk_agent.tasks import Step, in_thread, supervise, tear_down
@@ -256,8 +258,13 @@ class Batcher:
     def _launch_all(self) -> None:
         try:
             while (jobs := self._next_batch()) is not None:
-                if jobs:
-                    self._launched.put(self._launch(jobs))
+                if not jobs:
+                    continue
+                batch = self._launch(jobs)
+                if isinstance(batch.in_flight, CompletedBatch) and self._in_flight[0] is batch:
+                    self._collect(batch)  # nothing is to be waited for: another thread would cost more than it does
+                else:
+                    self._launched.put(batch)
         finally:
             self._launched.put(None)
 
@@ -321,28 +328,31 @@ class Batcher:
         """The batch size that the engine makes of `count` frames."""
         return next((size for size in self.engine.batch_sizes if size >= count), count)
 
-    # the collector's thread
+    # the collector's thread; what an engine has completed in `launch` is collected on the launcher's
 
     def _collect_all(self) -> None:
         while (batch := self._launched.get()) is not None:
-            patches: Sequence[Patch | None] = ()
+            self._collect(batch)
+
+    def _collect(self, batch: _Batch) -> None:
+        patches: Sequence[Patch | None] = ()
+        try:
             try:
-                try:
-                    if batch.in_flight is not None:
-                        batch.in_flight.wait()
-                finally:
-                    self._count(batch)
                 if batch.in_flight is not None:
-                    patches = batch.in_flight.patches()
-                    if len(patches) != len(batch.jobs):
-                        raise RuntimeError(f"{len(patches)} patches for {len(batch.jobs)} requests")
-            except Exception as error:  # noqa: BLE001 - the thread serves every session: a batch that breaks must not end it
-                batch.error = error
-            with self._changed:
-                self._undelivered -= 1
-                self._in_flight.remove(batch)
-                self._changed.notify()
-            self._deliver(batch, patches)
+                    batch.in_flight.wait()
+            finally:
+                self._count(batch)
+            if batch.in_flight is not None:
+                patches = batch.in_flight.patches()
+                if len(patches) != len(batch.jobs):
+                    raise RuntimeError(f"{len(patches)} patches for {len(batch.jobs)} requests")
+        except Exception as error:  # noqa: BLE001 - the thread serves every session: a batch that breaks must not end it
+            batch.error = error
+        with self._changed:
+            self._undelivered -= 1
+            self._in_flight.remove(batch)
+            self._changed.notify()
+        self._deliver(batch, patches)
 
     def _count(self, batch: _Batch) -> None:
         """Updates the statistics and the expected end of the batches on the device, after one has ended."""

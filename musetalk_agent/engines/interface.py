@@ -67,7 +67,8 @@ class EngineSession(Protocol):
 
 
 class InFlightBatch(Protocol):
-    """A batch under way. The batcher calls `wait`, then `patches`, once each, on a thread other than the one that launched it."""
+    """A batch under way. The batcher calls `wait`, then `patches`, once each, on a thread other than the one that launched
+    it, but for a `CompletedBatch`."""
 
     def wait(self) -> None:
         """Blocks until the device has finished the batch. Raises `EngineFailed` when the device failed."""
