@@ -75,13 +75,13 @@ def smaller(frame: VideoFrame, scale: float) -> VideoFrame:
 
 
 def video_bitrate(frame: VideoFrame) -> int:
-    """Bits per second for frames of this size: 1.2 Mbit/s at 512×512 and below, 3 Mbit/s at most.
+    """Bits per second for frames of this size: 1 Mbit/s at 512×512 and below, 3 Mbit/s at most.
 
-    VP8 has no least quantiser that could be set, and spends what it may. With 1.5 Mbit/s the demo's picture of 512 px was 48.4 dB
-    like its source, with 1.2 it is 47.5 at 7 % less of the encoder (docs/reference/performance.md).
+    The SDK sets no least quantiser, so that VP8 spends what it may. Faces of 512 px have a PSNR of 46 to 47 dB with 1 Mbit/s and 48
+    with 1.5, which takes a tenth more of the encoder (docs/reference/performance.md).
     """
     pixels = frame.width * frame.height
-    return int(min(3_000_000, max(1_200_000, 1_200_000 * pixels / (512 * 512))))
+    return int(min(3_000_000, max(1_000_000, 1_000_000 * pixels / (512 * 512))))
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,7 +162,8 @@ async def test_sixty_frames_a_second_are_asked_for_and_sent(livekit_server: Live
         await until(lambda: publisher.state.published_frames - pushed > 120)
         # no encoder's rate control dropped every second one
         await until(lambda: len(viewer.video) - before > 100)
-    assert video_bitrate(frame) == 1_200_000
+    assert video_bitrate(frame) == video_bitrate(pattern(512, 512)) == 1_000_000
+    assert video_bitrate(pattern(1280, 720)) == 3_000_000
 
 
 async def test_what_is_in_use_is_told(livekit_server: LiveKitAccess) -> None:
