@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.compose.compositor import Compositor
-from musetalk_agent.compose.head_motion import HeadMotion
-from musetalk_agent.compose.timeline import ShownFace, Timeline
+from musetalk_agent.compose.head_motion import AS_IT_IS, HeadMotion
+from musetalk_agent.compose.timeline import Passage, ShownFace, Timeline
 from musetalk_agent.engines.pattern import pattern_bundle
 
 STILL = HeadMotion(0, 25)
@@ -49,3 +52,18 @@ def test_what_is_past_is_forgotten_and_the_loop_goes_on() -> None:
 def test_faces_of_the_same_clip_are_told_apart() -> None:
     one, other = faces(1, 1)
     assert Timeline(one, STILL).at(0) != Timeline(other, STILL).at(0)
+
+
+def test_a_still_picture_has_a_pose_in_passages_too_and_a_clip_has_none() -> None:
+    still = Bundle(**{**vars(pattern_bundle(64, 64, 25)), "relief": np.zeros(468, np.float32)})
+    picture, (clip,) = ShownFace(Compositor(still), 5), faces(30)
+    motion = HeadMotion(3, 25)
+    timeline = Timeline(picture, motion)
+    timeline.act(clip, Passage(100, 0, 4), Passage(120, 2, 4))
+    before, into, played, back = (timeline.at(position) for position in (99, 101, 110, 121))
+    assert before.pose == motion.pose(99) != AS_IT_IS
+    assert before.idle_index == round(4 * motion.closure(99)), "not a frame of a loop, but how far the eyes are closed"
+    assert into.pose == AS_IT_IS and into.leaving is not None and into.leaving.pose == motion.pose(101)
+    assert played.pose == AS_IT_IS and played.leaving is None
+    assert back.pose == motion.pose(121) and back.leaving is not None and back.leaving.pose == AS_IT_IS
+    assert picture.length == 88 and clip.length == 30
