@@ -11,7 +11,7 @@ from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.face import Points
 from musetalk_agent.avatars.framing import crop_i420, to_i420
 from musetalk_agent.avatars.matte_files import alpha_planes
-from musetalk_agent.compose.face_warp import warp_of
+from musetalk_agent.compose.face_warp import FaceWarp, warp_of
 from musetalk_agent.compose.head_motion import AS_IT_IS, Pose
 from musetalk_agent.media_types import Box, Patch, Pixels, Tag, VideoFrame
 
@@ -46,7 +46,8 @@ def _changed(person: Pixels, before: Pixels, after: Pixels, share: Pixels) -> Pi
 
 
 class Compositor:
-    """Composes frames of one bundle; stateless, so any thread may call it. Poses are for still pictures: a clip passes them over.
+    """Composes frames of one bundle; it keeps nothing from frame to frame, so any thread may call it. Poses are for still pictures:
+    a clip passes them over.
 
     Args:
         idle_patch: the patch over each idle frame outside speech, by index; None for none.
@@ -57,7 +58,12 @@ class Compositor:
         self._idle_patch = idle_patch
         self._cutout = bundle.cutout
         self._width, self._height = bundle.width, bundle.height
-        self.fps = bundle.fps
+        self._known_warp: FaceWarp | None = None
+
+    @property
+    def fps(self) -> int:
+        """Frames per second."""
+        return self._bundle.fps
 
     @property
     def lives(self) -> bool:
@@ -78,11 +84,18 @@ class Compositor:
 
     def face(self, idle_index: int, pose: Pose = AS_IT_IS) -> Points:
         """The mesh of the face in an idle frame, float32 `[468, 2]` in pixels."""
-        warp = warp_of(self._bundle)
+        warp = self._warp
         return np.asarray(self._bundle.landmarks[idle_index]) if warp is None else warp.mesh(pose)
 
+    @property
+    def _warp(self) -> FaceWarp | None:
+        """Kept from the first frame on: the bundle's folder may go while it is shown."""
+        if self._known_warp is None:
+            self._known_warp = warp_of(self._bundle)
+        return self._known_warp
+
     def _posed(self, frame: VideoFrame, pose: Pose) -> VideoFrame:
-        warp = warp_of(self._bundle)
+        warp = self._warp
         return frame if warp is None else warp.moved(frame, pose, self._bundle.mood)
 
     def _frame(
