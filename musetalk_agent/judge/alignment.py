@@ -68,12 +68,17 @@ def align(text: str, voice: Pcm, network: MouthNetwork) -> Alignment | None:
     if len(row) > _LETTERS_MOST or len(mels) // 2 > _STEPS_MOST:
         return None
     phonemes, _ = network.run().batch(mels)
-    return Alignment(row, _path(_grouped(phonemes), row), phonemes)
+    return Alignment(row, _path(grouped(phonemes), row), phonemes)
 
 
 def step_s(step: int) -> float:
     """When a step begins, seconds from the sound's first sample."""
     return step * STEP / FEATURE_RATE - LOOKAHEAD_MS / 1000 + 0.02
+
+
+def step_at(second: float) -> int:
+    """The step that begins last before a moment."""
+    return int((second - step_s(0)) * FEATURE_RATE // STEP)
 
 
 def word_times(text: str, voice: Pcm, network: MouthNetwork) -> list[tuple[str, float, float]] | None:
@@ -82,9 +87,11 @@ def word_times(text: str, voice: Pcm, network: MouthNetwork) -> list[tuple[str, 
     A word of which nothing is heard, such as a number in digits, lies between its neighbours. None as in `align`.
     """
     aligned = align(text, voice, network)
-    if aligned is None:
-        return None
-    length_s = len(voice) / FEATURE_RATE
+    return None if aligned is None else placed_words(aligned, text, len(voice) / FEATURE_RATE)
+
+
+def placed_words(aligned: Alignment, text: str, length_s: float) -> list[tuple[str, float, float]]:
+    """Each word of an aligned text with its begin and end, seconds of a sound of `length_s`; see `word_times`."""
     found: list[tuple[str, float, float] | None] = []
     state, words = 1, text.split()
     for word in words:
@@ -136,7 +143,7 @@ def _row(text: str) -> list[int]:
     return row
 
 
-def _grouped(phonemes: NDArray[np.float32]) -> Series:
+def grouped(phonemes: NDArray[np.float32]) -> Series:
     """Log probabilities of `NAMES`, float64 `[n, 7]`."""
     groups = [[SILENCE], *([CLASSES.index(name) for name in names] for names in _SOUNDS.values())]
     return np.log(np.stack([phonemes[:, group].sum(1) for group in groups], 1).astype(np.float64) + 1e-4)

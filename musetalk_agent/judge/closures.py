@@ -1,6 +1,7 @@
 """Whether lips close where they must: at the /p b m/ of a known text.
 
-`alignment` says when each letter is heard. A letter that is not heard as such (the b of "lamb") counts for nothing.
+`forced_alignment` says when each sound is heard, or `alignment` when each letter is. A letter that is not heard as such (the b of
+"lamb") counts for nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from musetalk_agent.features.phonemes import LIPS_MEET
 from musetalk_agent.judge import bars
 from musetalk_agent.judge.alignment import NAMES, align, step_s
 from musetalk_agent.judge.film_report import Measure, at_least, not_judged
+from musetalk_agent.judge.forced_alignment import lip_phones, refined
 from musetalk_agent.media_types import Pcm
 
 Series = NDArray[np.float64]
@@ -33,6 +35,9 @@ def lip_sounds(text: str, voice: Pcm, network: MouthNetwork) -> list[tuple[float
     aligned = align(text, voice, network)
     if aligned is None:
         return None
+    phones = lip_phones(refined(aligned, text, voice))
+    if phones is not None:
+        return phones
     heard = aligned.phonemes[:, list(LIPS_MEET)].sum(1)
     found = []
     for state, name in enumerate(aligned.row):

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from musetalk_agent.features.mouth_network import MouthNetwork, default_weights
-from musetalk_agent.judge.alignment import word_times
+from musetalk_agent.judge.alignment import align
+from musetalk_agent.judge.forced_alignment import refined
 from musetalk_agent.media_types import FEATURE_RATE
 from musetalk_agent.protocol.renders import CAPTION_SUFFIXES
 from musetalk_agent.tools.audio_file import AudioFile, mono
@@ -54,8 +55,11 @@ def film_words(folder: Path, transcript: str | None, sound: Path) -> list[FilmWo
         ]
     if transcript is None:
         return []
-    found = word_times(transcript, mono(AudioFile.open(sound), FEATURE_RATE), MouthNetwork.load(default_weights()))
-    return [FilmWord(*word) for word in found or ()]
+    voice = mono(AudioFile.open(sound), FEATURE_RATE)
+    aligned = align(transcript, voice, MouthNetwork.load(default_weights()))
+    if aligned is None:
+        return []
+    return [FilmWord(word.text, word.begin, word.end) for word in refined(aligned, transcript, voice)]
 
 
 def keep_words(words: Sequence[FilmWord], folder: Path) -> None:
