@@ -72,7 +72,8 @@ class Compositor:
 
     def idle(self, idle_index: int, pose: Pose = AS_IT_IS) -> VideoFrame:
         """The idle frame; without a patch over it or a pose no copy is made, so its planes are read-only."""
-        return self._posed(self._frame(idle_index, self._idle_patch(idle_index)), pose)
+        patch = self._idle_patch(idle_index)
+        return self._posed(self._frame(idle_index, patch), pose, patch)
 
     def compose(
         self, idle_index: int, patch: Patch | None, tag: Tag | None = None, pose: Pose = AS_IT_IS
@@ -80,7 +81,7 @@ class Compositor:
         """Idle frame `idle_index` with `patch` on it, its head in `pose`; without a patch, the idle frame."""
         if patch is None:
             return self.idle(idle_index, pose)
-        return self._posed(self._frame(idle_index, patch, spoken=True, tag=tag), pose)
+        return self._posed(self._frame(idle_index, patch, spoken=True, tag=tag), pose, patch)
 
     def face(self, idle_index: int, pose: Pose = AS_IT_IS) -> Points:
         """The mesh of the face in an idle frame, float32 `[468, 2]` in pixels."""
@@ -94,16 +95,23 @@ class Compositor:
             self._known_warp = warp_of(self._bundle)
         return self._known_warp
 
-    def _posed(self, frame: VideoFrame, pose: Pose) -> VideoFrame:
+    def _posed(self, frame: VideoFrame, pose: Pose, patch: Patch | None) -> VideoFrame:
         warp = self._warp
-        return frame if warp is None else warp.moved(frame, pose, self._bundle.mood)
+        if warp is None:
+            return frame
+        drawn = None if patch is None else (self._planes(frame.idle_index), patch.box)
+        return warp.moved(frame, pose, self._bundle.mood, drawn)
+
+    def _planes(self, idle_index: int) -> Pixels:
+        """Of an idle frame, or of its person."""
+        frames = self._bundle.frames if self._cutout is None else self._cutout.matte.person
+        return np.asarray(frames[idle_index].reshape(-1))
 
     def _frame(
         self, idle_index: int, patch: Patch | None, *, spoken: bool = False, tag: Tag | None = None
     ) -> VideoFrame:
         cutout = self._cutout
-        frames = self._bundle.frames if cutout is None else cutout.matte.person
-        planes = frames[idle_index].reshape(-1)
+        planes = self._planes(idle_index)
         if patch is not None:
             planes = np.array(planes)
             self._patch(planes, idle_index, patch)

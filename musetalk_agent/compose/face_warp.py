@@ -7,6 +7,8 @@ out; what is far from it, and the picture's border there, stands still.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from musetalk_agent.avatars.bundle import RELIEF_FILE, Bundle
 from musetalk_agent.avatars.face import Points
 from musetalk_agent.compose.head_motion import AS_IT_IS, Pose
-from musetalk_agent.media_types import Pixels, VideoFrame
+from musetalk_agent.media_types import Box, Pixels, VideoFrame
 from musetalk_agent.protocol.avatar_settings import Mood
 
 Field = NDArray[np.float32]
@@ -42,6 +44,8 @@ _SEEN = 0.5
 """Points of the mesh within its smoothing, from which on a depth is the mesh's own."""
 _NODES = 28
 """Nodes of the field in a face's width: an iris has three."""
+_KEPT = 8
+"""Frames whose enlarged luma is kept: a picture has five. 1 MB each at 512×512."""
 _EYES = ((33, 133, 159, 145), (362, 263, 386, 374))
 _BROWS = (46, 53, 52, 65, 55, 70, 63, 105, 66, 107), (285, 295, 282, 283, 276, 300, 293, 334, 296, 336)
 _GAZE_SIZE = (0.062, 0.045)
@@ -101,9 +105,18 @@ class FaceWarp:
         self._step = step
         self._moods = {mood: self._head.mood(self._nodes, mood) for mood in _MOODS}
         self._mesh = points, self._head.fields(points)
+        self._kept: OrderedDict[int, tuple[Pixels, Pixels]] = (
+            OrderedDict()
+        )  # by address: planes, and their luma enlarged
 
-    def moved(self, frame: VideoFrame, pose: Pose, mood: Mood = "neutral") -> VideoFrame:
-        """The frame with its head in `pose` and its face in `mood`, in new memory; the frame itself for the picture as it is."""
+    def moved(
+        self, frame: VideoFrame, pose: Pose, mood: Mood = "neutral", drawn: tuple[Pixels, Box] | None = None
+    ) -> VideoFrame:
+        """The frame with its head in `pose` and its face in `mood`, in new memory; the frame itself for the picture as it is.
+
+        `drawn`: the planes that the frame was made from, and the part in which it differs from them. Planes that cannot be written
+        to, these and the frame's own, are taken not to change: what is made of the last few is kept.
+        """
         set_face = self._moods.get(mood)
         if (pose == AS_IT_IS and set_face is None) or self._box[0] >= self._box[2] or self._box[1] >= self._box[3]:
             return frame
@@ -114,7 +127,9 @@ class FaceWarp:
         planes, before = np.array(frame.i420).reshape(-1), frame.i420.reshape(-1)
         luma, quarter = width * height, width * height // 4
         whole = self._pixels(source, fine=True)
-        self._move(before[:luma].reshape(height, width), planes[:luma].reshape(height, width), whole, fine=True)
+        fine = self._enlarged(frame.i420, drawn)
+        left, top, right, bottom = self._box
+        planes[:luma].reshape(height, width)[top:bottom, left:right] = _sampled(fine, whole)
         halved = self._pixels((source - np.float32(0.5)) * np.float32(0.5), half=True)
         for start in (luma, luma + quarter):
             old, new = (flat[start : start + quarter].reshape(height // 2, width // 2) for flat in (before, planes))
@@ -141,17 +156,56 @@ class FaceWarp:
         whole = cv2.resize(source, (columns * step, rows * step), interpolation=cv2.INTER_LINEAR)
         return np.asarray(whole[step : step + bottom - top, step : step + right - left], np.float32)
 
-    def _move(self, before: Pixels, after: Pixels, pixels: Field, *, half: bool = False, fine: bool = False) -> None:
-        """Fills the box of a plane. A `fine` one is enlarged twice first: sampled linearly that is as sharp as cubic sampling, in
-        half the time.
-        """
+    def _move(self, before: Pixels, after: Pixels, pixels: Field, *, half: bool = False) -> None:
+        """Fills the box of a plane."""
         left, top, right, bottom = (at // 2 for at in self._box) if half else self._box
-        part = before[top:bottom, left:right]
-        if fine:
-            part = np.asarray(cv2.resize(part, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC), np.uint8)
-        after[top:bottom, left:right] = cv2.remap(
-            part, pixels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
-        )  # type: ignore[call-overload]  # the stubs know no map of two channels
+        after[top:bottom, left:right] = _sampled(before[top:bottom, left:right], pixels)
+
+    def _enlarged(self, planes: Pixels, drawn: tuple[Pixels, Box] | None) -> Pixels:
+        """The luma within the box, enlarged twice: sampled linearly that is as sharp as cubic sampling, in half the time."""
+        if not planes.flags.writeable:
+            return self._kept_of(planes)
+        if drawn is None or drawn[0].flags.writeable:
+            return _twice(self._luma(planes))
+        base, changed = drawn
+        fine, luma = self._kept_of(base).copy(), self._luma(planes)
+        rows, columns = luma.shape
+        left, top = changed.x0 - self._box[0], changed.y0 - self._box[1]
+        right, bottom = left + changed.width, top + changed.height
+        # cubic enlarging reads two pixels on each side
+        x0, y0, x1, y1 = max(0, left - 2), max(0, top - 2), min(columns, right + 2), min(rows, bottom + 2)
+        if x0 < x1 and y0 < y1:
+            first_x, first_y = max(0, x0 - 2), max(0, y0 - 2)
+            part = _twice(luma[first_y : y1 + 2, first_x : x1 + 2])
+            inner = part[2 * (y0 - first_y) : 2 * (y1 - first_y), 2 * (x0 - first_x) : 2 * (x1 - first_x)]
+            fine[2 * y0 : 2 * y1, 2 * x0 : 2 * x1] = inner
+        return fine
+
+    def _kept_of(self, planes: Pixels) -> Pixels:
+        """The same of planes that do not change. They are kept too, so that their address stays theirs."""
+        address = int(planes.ctypes.data)
+        found = self._kept.get(address)
+        if found is None:
+            found = self._kept[address] = planes, _twice(self._luma(planes))
+            if len(self._kept) > _KEPT:
+                with suppress(KeyError):  # another thread may have emptied it
+                    self._kept.popitem(last=False)
+        return found[1]
+
+    def _luma(self, planes: Pixels) -> Pixels:
+        """Of the box."""
+        left, top, right, bottom = self._box
+        width, height = self._size
+        return np.asarray(planes.reshape(-1)[: width * height].reshape(height, width)[top:bottom, left:right])
+
+
+def _twice(plane: Pixels) -> Pixels:
+    return np.asarray(cv2.resize(plane, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+def _sampled(plane: Pixels, pixels: Field) -> Pixels:
+    made = cv2.remap(plane, pixels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)  # type: ignore[call-overload]  # the stubs know no map of two channels
+    return np.asarray(made, np.uint8)
 
 
 def _sum(fields: Field, pose: Pose) -> Field:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from musetalk_agent.avatars.face_track import TEMPLES, head_angles
 from musetalk_agent.avatars.framing import to_i420
 from musetalk_agent.compose.face_warp import FaceWarp
 from musetalk_agent.compose.head_motion import AS_IT_IS, Pose
-from musetalk_agent.media_types import Pixels, VideoFrame
+from musetalk_agent.media_types import Box, Pixels, VideoFrame
 from musetalk_agent.weights import Manifest, ModelStore
 from tests.musetalk_agent.avatars.clips import face
 
@@ -135,6 +137,39 @@ def test_its_colours_and_its_alpha_go_along(warp: FaceWarp, seen: Face) -> None:
     inside = cv2.erode(moved.alpha, np.ones((9, 9), np.uint8)) > 250
     assert np.abs(shown(moved)[inside].astype(int) - (40, 200, 40)).max() < 12
     assert FRAME.alpha is None and warp.moved(FRAME, Pose(x=0.08)).alpha is None
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        Box(150, 200, 250, 300),
+        Box(0, 0, SIDE, SIDE),
+        Box(0, 0, 8, 6),
+        Box(370, 100, SIDE, 140),
+        Box(100, 380, 140, SIDE),
+    ],
+)
+def test_only_what_lies_on_an_idle_frame_is_enlarged_anew(seen: Face, box: Box) -> None:
+    still, drawn = FRAME.i420.copy(), FRAME.i420.copy()
+    still.flags.writeable = False
+    noise = np.random.default_rng(0).integers(0, 256, (box.height, box.width), np.uint8)
+    drawn[: SIDE * SIDE].reshape(SIDE, SIDE)[box.y0 : box.y1, box.x0 : box.x1] = noise
+    pose, plain = Pose(yaw=0.04, roll=0.02), FaceWarp(seen.points, relief(seen), (SIDE, SIDE))
+    keeping = FaceWarp(seen.points, relief(seen), (SIDE, SIDE))
+    spoken, idle = replace(FRAME, i420=drawn), replace(FRAME, i420=still)
+    for _ in range(2):
+        made = keeping.moved(spoken, pose, drawn=(still, box))
+        np.testing.assert_array_equal(made.i420, plain.moved(spoken, pose).i420)
+        np.testing.assert_array_equal(keeping.moved(idle, pose).i420, plain.moved(FRAME, pose).i420)
+
+
+def test_what_is_kept_is_that_of_the_same_planes(warp: FaceWarp) -> None:
+    pose, made = Pose(yaw=0.03), []
+    for level in range(12):
+        planes = np.full(FRAME.i420.shape, 10 * level, np.uint8)
+        planes.flags.writeable = False
+        made.append(warp.moved(replace(FRAME, i420=planes), pose).i420)
+    assert [int(planes.min()) for planes in made] == [int(planes.max()) for planes in made] == list(range(0, 120, 10))
 
 
 def test_a_glance_moves_irises_and_no_head(warp: FaceWarp, seen: Face) -> None:
