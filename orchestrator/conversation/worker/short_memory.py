@@ -7,8 +7,9 @@ from typing import Any
 from livekit.agents import llm
 from livekit.plugins import openai
 
-CHARACTERS = 4000
-"""Of history, some 1,100 tokens: with instructions and an answer it fits into the 2,048 of the embedded model."""
+CHARACTERS = 2000
+"""Of history, some 550 tokens. When the oldest go by, the rest is read anew: with 4000 the thirteenth answer of a conversation was
+not begun within the 10 s that livekit-agents waits, and the turn was lost."""
 STEP = 8
 """The oldest messages go by so many at once: in between the prompt begins as the last one did, and is not read anew."""
 
