@@ -7,9 +7,9 @@ from typing import Any
 from livekit.agents import llm
 from livekit.plugins import openai
 
-CHARACTERS = 2000
-"""Of history, some 550 tokens. When the oldest go by, the rest is read anew: with 4000 the thirteenth answer of a conversation was
-not begun within the 10 s that livekit-agents waits, and the turn was lost."""
+CHARACTERS = 1000
+"""Of history, some 280 tokens. When the oldest go by, the rest is read anew: with 4000 the thirteenth and the
+seventeenth answer of a conversation were not begun within the 10 s that livekit-agents waits, and the turns were lost."""
 STEP = 8
 """The oldest messages go by so many at once: in between the prompt begins as the last one did, and is not read anew."""
 

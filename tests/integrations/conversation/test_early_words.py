@@ -54,7 +54,7 @@ def test_the_first_clause_is_spoken_early_and_a_small_model_gets_the_newest_of_a
         "Yes.",
         "A sentence without any clause",
     ]
-    pieces, kept = answered(texts, [[100] * count for count in (0, 20, 21, 28, 29)] + [[5000]])
+    pieces, kept = answered(texts, [[100] * count for count in (0, 10, 11, 18, 19)] + [[5000]])
     assert pieces[0][:2] == [[4, "I have heard you, "], [10, "and here is my answer."]]
     assert [text for _, text in pieces[1]] == ["Well, that is good.", " I am Dr. Smith, and it costs 3.5 dollars."]
     assert [text for _, text in pieces[2]] == ["Yes."] and len(pieces[3]) == 1
