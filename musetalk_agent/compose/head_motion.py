@@ -54,6 +54,9 @@ _DRIFT = np.array([0.68 * _DEGREE, 1.45 * _DEGREE, 0.32 * _DEGREE, 0.0044, 0.004
 _LIVELY = np.array([0.52 * _DEGREE, 1.10 * _DEGREE, 0.23 * _DEGREE, 0.0003, 0.0003, 0.0046, 0.08])
 """Standard deviations of the quicker motion, which comes with speech."""
 _DRIFT_HZ, _LIVELY_HZ = (0.12, 0.9), (0.9, 3.4)
+_CALM_HZ = 12
+"""Poses a second of a head at rest, at least. It drifts by a tenth of a pixel a frame; a frame that stays as it is costs nothing to
+make and little to encode."""
 _QUIET = 0.65
 """How much of the quicker motion is left in pauses."""
 _WAVES = 14
@@ -149,6 +152,12 @@ class HeadMotion:
             gaze_y - _EYE_RADIUS * pitch,
             min(max(brows, -1.0), 1.0),
         )
+
+    def live_pose(self, position: int) -> Pose:
+        """The same for a live session: at rest, with the eyes on the viewer, a pose stays as it is until the next of `_CALM_HZ`."""
+        if self._speech(position) == 0.0 and self._gaze(position / self._fps) == (0.0, 0.0):
+            position -= position % max(1, self._fps // _CALM_HZ)
+        return self.pose(position)
 
     def closure(self, position: int) -> float:
         """How far the eyes are closed at `position`, 0 … 1."""

@@ -134,7 +134,7 @@ class Timeline(Generic[F]):
     def _frame(self, span: _Span[F], position: int) -> tuple[int, Pose]:
         if not span.face.compositor.lives:
             return span.index(position), AS_IT_IS
-        return span.face.closed(self._motion.closure(position)), self._motion.pose(position)
+        return span.face.closed(self._motion.closure(position)), self._motion.live_pose(position)
 
     def settled(self, position: int) -> int:
         """The first position from this one on at which no passage that has begun by then is under way."""

@@ -140,5 +140,17 @@ def test_it_moves_at_the_same_pace_at_any_rate(fps: int) -> None:
         assert quick.pose(second * fps)[:6] == pytest.approx(slow.pose(second * 25)[:6])
 
 
+@pytest.mark.parametrize(("fps", "each"), [(15, 1), (25, 2), (30, 2), (60, 5)])
+def test_a_live_head_at_rest_moves_in_fewer_steps_and_a_speaking_one_in_every_frame(fps: int, each: int) -> None:
+    resting, speaking = HeadMotion(3, fps), HeadMotion(3, fps)
+    for position in range(30 * fps):
+        speaking.speak(position)
+    poses = [resting.live_pose(position) for position in range(30 * fps)]
+    calm = [pose for position, pose in enumerate(poses) if pose == resting.pose(position - position % each)]
+    assert len(calm) >= 0.8 * len(poses)  # the others are glances
+    assert all(pose == resting.pose(k) for k, pose in enumerate(poses) if pose not in calm)
+    assert [speaking.live_pose(k) for k in range(fps, 5 * fps)] == [speaking.pose(k) for k in range(fps, 5 * fps)]
+
+
 def test_nothing_is_asked_before_the_beginning() -> None:
     assert HeadMotion(1, 25).pose(0) == AS_IT_IS

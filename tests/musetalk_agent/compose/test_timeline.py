@@ -61,9 +61,9 @@ def test_a_still_picture_has_a_pose_in_passages_too_and_a_clip_has_none() -> Non
     timeline = Timeline(picture, motion)
     timeline.act(clip, Passage(100, 0, 4), Passage(120, 2, 4))
     before, into, played, back = (timeline.at(position) for position in (99, 101, 110, 121))
-    assert before.pose == motion.pose(99) != AS_IT_IS
+    assert before.pose == motion.live_pose(99) != AS_IT_IS
     assert before.idle_index == round(4 * motion.closure(99)), "not a frame of a loop, but how far the eyes are closed"
-    assert into.pose == AS_IT_IS and into.leaving is not None and into.leaving.pose == motion.pose(101)
+    assert into.pose == AS_IT_IS and into.leaving is not None and into.leaving.pose == motion.live_pose(101)
     assert played.pose == AS_IT_IS and played.leaving is None
-    assert back.pose == motion.pose(121) and back.leaving is not None and back.leaving.pose == AS_IT_IS
+    assert back.pose == motion.live_pose(121) and back.leaving is not None and back.leaving.pose == AS_IT_IS
     assert picture.length == 88 and clip.length == 30
