@@ -117,6 +117,7 @@ class Viewer:
         return [at for at, block in self.sound if at >= since and np.abs(block.astype(int)).max(initial=0) > level]
 
     async def leave(self) -> None:
+        self.room.off("track_subscribed", self._subscribed)  # one may come while it leaves
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
