@@ -62,7 +62,7 @@ class Detection:
 class Face:
     """A face as the mesh network sees it: float32 `[468, 2]` points in pixels, and the logit of there being a face at all.
 
-    `depths`, float32 `[468]` in pixels, is how much nearer to the viewer each point is than others; None where nobody asked.
+    `depths`, float32 `[468]` in pixels, is how much nearer to the viewer each point is than others; None unless it was asked for.
     """
 
     points: Points

@@ -266,7 +266,7 @@ async def others(sounds: list[Sound], heard: str, echo_db: float | None) -> tupl
             holds.append(longest)
             if len(here.of("reply.finished")) > finished:
                 broken += 1
-                here.events.tell(f"a reply is over, by sound {len(holds) - 1}", begun - 0.5, begun)
+                here.events.report(f"a reply is over, by sound {len(holds) - 1}", begun - 0.5, begun)
                 await spoken_to(here, "Tell another story.", 1.0)
     return broken, holds
 

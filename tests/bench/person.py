@@ -132,7 +132,7 @@ class Person:
         what = (
             f"{what}: seconds from the question's end, it began at {begun - ended:.2f}, sound of the avatar at {sounds}"
         )
-        self.events.tell(what, begun - 3.0, ended)
+        self.events.report(what, begun - 3.0, ended)
 
     async def microphone(self) -> None:
         """Noise, and speech where there is some, in real time; never returns."""

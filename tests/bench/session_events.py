@@ -1,4 +1,4 @@
-"""The events of a session as they come, and what is told of them when something went wrong."""
+"""Collects the events of a session, and prints them when a try of a bench fails."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-_TOLD = 200
+_PRINTED = 200
 """Characters of an event that are printed."""
 
 
@@ -31,10 +31,10 @@ class SessionEvents:
                 if line.startswith("data:"):
                     self.all.append({**json.loads(line[5:]), "at": time.monotonic()})
 
-    def tell(self, what: str, since: float, zero: float) -> None:
+    def report(self, what: str, since: float, zero: float) -> None:
         """Prints `what`, and those since then in seconds from `zero` on, to standard error."""
         print(what, file=sys.stderr)
         for event in self.all:
             if event["at"] > since:
                 data = json.dumps(event.get("data", {}))
-                print(f"  {event['at'] - zero:.2f} {event['type']} {data[:_TOLD]}", file=sys.stderr, flush=True)
+                print(f"  {event['at'] - zero:.2f} {event['type']} {data[:_PRINTED]}", file=sys.stderr, flush=True)

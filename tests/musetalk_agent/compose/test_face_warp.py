@@ -14,6 +14,7 @@ from musetalk_agent.avatars.framing import to_i420
 from musetalk_agent.compose.face_warp import FaceWarp
 from musetalk_agent.compose.head_motion import AS_IT_IS, Pose
 from musetalk_agent.media_types import Box, Pixels, VideoFrame
+from musetalk_agent.protocol.avatar_settings import Mood
 from musetalk_agent.weights import Manifest, ModelStore
 from tests.musetalk_agent.avatars.clips import face
 
@@ -185,8 +186,8 @@ def test_a_glance_moves_irises_and_no_head(warp: FaceWarp, seen: Face) -> None:
 
 
 def test_moods_set_the_face_a_little(warp: FaceWarp, net: FaceNet, seen: Face) -> None:
-    def found(mood: str) -> np.ndarray:
-        made = warp.moved(FRAME, AS_IT_IS, mood)  # type: ignore[arg-type]  # of the list below
+    def found(mood: Mood) -> np.ndarray:
+        made = warp.moved(FRAME, AS_IT_IS, mood)
         return net.faces(np.ascontiguousarray(shown(made)[:, :, ::-1]))[0].points
 
     assert warp.moved(FRAME, AS_IT_IS, "neutral") is FRAME

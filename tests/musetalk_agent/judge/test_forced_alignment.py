@@ -24,7 +24,7 @@ pytestmark = pytest.mark.voice
 SENTENCES = (
     "In 1999 the company was founded by two brothers who wanted to make people's lives easier.",
     "I don't think that's what she meant. Perhaps you could ask her again tomorrow?",
-    "Please remember to bring a map, because nobody in the village has ever seen Zumbrota.",
+    "Please remember to bring a map, because not one in the village has ever seen Zumbrota.",
 )
 WRONG = "Two old friends were walking along the river, and one of them was carrying a heavy yellow bag full of books."
 

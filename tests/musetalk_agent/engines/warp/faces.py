@@ -40,7 +40,7 @@ class NoFeatures:
         raise NotImplementedError(fps)
 
     def share(self, detector: VoiceActivityDetector, stream: FeatureStream) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # the engine shares nothing: the speech gate does
 
 
 def demo_points() -> Points:
