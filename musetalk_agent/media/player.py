@@ -56,13 +56,15 @@ class PlayerOutputs:
 
     `emit` takes playback events and warnings, in order; `speaking` is called with True when the first segment begins and False when
     the last one is over; `show_caption` takes the text that is being heard. `timings` takes the times of audio that another process
-    publishes: frames then leave later by `VOICE_LEAD_S`.
+    publishes: frames then leave later by `VOICE_LEAD_S`. `spoken` takes, of each block of speech, when it is heard (monotonic
+    seconds), its segment, and its first second of it.
     """
 
     emit: Callable[[Event], None]
     speaking: Callable[[bool], None]
     timings: VoiceTimingQueue | None = None
     show_caption: Callable[[Caption], None] = lambda _: None
+    spoken: Callable[[float, int, float], None] = lambda _at, _segment, _second: None
 
 
 class Player:
@@ -90,7 +92,7 @@ class Player:
         self._delay = AdaptiveDelay(self._lookahead_s)
         self._dropped_before = 0  # of the segments that are over
         self._is_speaking = False
-        self._timings = outputs.timings
+        self._timings, self._spoken = outputs.timings, outputs.spoken
         if self._timings is not None:
             self._publisher.playout.video_delay_s = VOICE_LEAD_S
         self._pushing: Segment | None = None  # of which a block is being handed over
@@ -226,8 +228,8 @@ class Player:
                     self._pushing = segment
                     await self._publisher.push_audio(block)
                     self._pushing = None
-                    if self._timings is not None and segment in self._queue.open:
-                        self._timings.plays(segment.number, segment.second_at(begin), playout.leaves_at(begin))
+                    if segment in self._queue.open:
+                        self._note_spoken(segment, begin)
                 elif playout.empty:
                     self._delay.on_underrun(self._clock.now())
                     if not segment.resting:
@@ -236,6 +238,13 @@ class Player:
                     break
                 else:
                     await self._clock.wait(self._audio_wake, self._clock.now() + max(0.001, playout.queued_s()))
+
+    def _note_spoken(self, segment: Segment, begin: int) -> None:
+        """A block of the segment was handed over, whose first sample has the playout position `begin`."""
+        playout, second = self._publisher.playout, segment.second_at(begin)
+        self._spoken(playout.time_of(begin), segment.number, second)
+        if self._timings is not None:
+            self._timings.plays(segment.number, second, playout.leaves_at(begin))
 
     async def _wait_for_start(self, segment: Segment) -> bool:
         """Waits until the segment's next audio may be heard: its frame is ready, and a live sender has its margin."""

@@ -250,16 +250,27 @@ FILM_ENTRY = struct.Struct("<QBI")
 """Head of each entry in the body of `GET /session/{id}/recording` of the agent: number, `FilmEntry`, bytes that follow."""
 
 
+FILM_CLOCK = struct.Struct("<dd")
+"""Payload of `FilmEntry.CLOCK`: from which second of the part on it holds, and when its second 0 is heard (the agent's monotonic
+seconds)."""
+FILM_SPOKEN = struct.Struct("<dId")
+"""Payload of `FilmEntry.SPOKEN`: from that time on (the agent's monotonic seconds) this segment of speech is heard, from that
+second of it on, without a gap up to the next such entry or the segment's end."""
+
+
 class FilmEntry(IntEnum):
     """What an entry is. A part is a header, its fragments and an end. `CLOSED` is the last entry of a log.
 
-    `HEADER` is `ftyp` and `moov`, `FRAGMENT` `moof` and `mdat`; `END` is JSON, `FilmPart`.
+    `HEADER` is `ftyp` and `moov`, `FRAGMENT` `moof` and `mdat`; `END` is JSON, `FilmPart`. `CLOCK` and `SPOKEN` say which speech
+    is in the fragments, and come before those that they hold for.
     """
 
     HEADER = 0
     FRAGMENT = 1
     END = 2
     CLOSED = 3
+    CLOCK = 4
+    SPOKEN = 5
 
 
 class FilmPosition(Answer):

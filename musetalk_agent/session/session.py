@@ -145,7 +145,7 @@ class Session:
         self.started_at = utc_now()
         self.error: dict[str, Any] | None = None
         self.max_duration_s = request.max_duration_s
-        outputs = PlayerOutputs(self._emit, self._on_speaking)
+        outputs = PlayerOutputs(self._emit, self._on_speaking, spoken=self._on_spoken)
         if request.voice is VoiceSource.ORCHESTRATOR:
             outputs = replace(outputs, timings=self.events.due)
         if request.captions and isinstance(publisher, CaptionPublisher):
@@ -416,6 +416,9 @@ class Session:
     def _on_speaking(self, speaking: bool) -> None:
         self._move(SessionState.SPEAKING if speaking else SessionState.READY)
         self._attribute.set()
+
+    def _on_spoken(self, at: float, segment: int, second: float) -> None:
+        self.film.note_spoken(at, segment, second)
 
     async def _report_state(self) -> None:
         """Keeps the attribute `avatar.state` true: looks when speech begins and ends, and twice a second."""

@@ -14,6 +14,7 @@ from musetalk_agent.protocol.messages import (
     SegmentEnd,
     SegmentStart,
 )
+from orchestrator.audio.heard_speech import HeardSpeech
 
 BYTES_PER_SAMPLE = 2
 
@@ -48,6 +49,7 @@ class Totals:
         audio: PCM of `/audio` that is not known to be heard; cleared PCM does not count.
         speech: the same for `/speak`.
         notes: phonemes and words that are kept with the PCM.
+        heard_pcm: gets the PCM that was heard.
     """
 
     waiting: Counter[int] = field(default_factory=Counter)
@@ -56,6 +58,7 @@ class Totals:
     audio: Counter[int] = field(default_factory=Counter)
     speech: Counter[int] = field(default_factory=Counter)
     notes: int = 0
+    heard_pcm: HeardSpeech = field(default_factory=HeardSpeech)
 
 
 DEFAULT_RATE = 16000
@@ -200,6 +203,7 @@ class OutgoingSegment:
         """
         sample = min(max(sample, self.heard), self.sent)
         more = sample - self.heard
+        self._keep_heard(sample)
         del self.pcm[: more * BYTES_PER_SAMPLE]
         self.heard = sample
         self.heard_at = now if now is not None else self.heard_at
@@ -243,8 +247,9 @@ class OutgoingSegment:
         self.heard_at = None
         self._count(waiting=again, at_agent=-again)
 
-    def drop(self) -> None:
-        """Cleared: it will not be heard, and takes no more memory."""
+    def drop(self, now: float) -> None:
+        """Cleared at `now`: it will not be heard, and takes no more memory."""
+        self._keep_heard(min(self.sample_at(self.played_s(now)), self.sent))
         self._count(waiting=self.sent - self.samples, unheard=self.heard - self.samples)
         self.cleared = True
         self.samples = self.sent
@@ -261,6 +266,12 @@ class OutgoingSegment:
             heard=-self.heard,
             unheard=0 if self.cleared else self.heard - self.samples,
         )
+
+    def _keep_heard(self, until: int) -> None:
+        """What lies before sample `until` was heard."""
+        if until > self.heard and self.rate is not None:
+            pcm = bytes(memoryview(self.pcm)[: (until - self.heard) * BYTES_PER_SAMPLE])
+            self.totals.heard_pcm.add(self.number, self.rate, self.heard, pcm)
 
     def _count(self, *, waiting: int = 0, at_agent: int = 0, heard: int = 0, unheard: int = 0) -> None:
         """Adds samples to the totals; negative numbers subtract."""

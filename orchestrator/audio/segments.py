@@ -210,7 +210,7 @@ class SegmentTracker:
         """
         dropped_s, segments = self.waiting_s, list(self._uncleared.values())
         for segment in segments:
-            segment.drop()
+            segment.drop(now)
         self._uncleared.clear()
         self._queue.clear()
         self.live = None
@@ -288,6 +288,8 @@ class SegmentTracker:
         if segment is not None:
             self._uncleared.pop(event.segment, None)
             self._sounding.pop(event.segment, None)
+            if not segment.cleared:
+                segment.hear(segment.sample_at(event.position_s), None)
             segment.close()
             self._finished_s += event.position_s
             self._events.append(event)

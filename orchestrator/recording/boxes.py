@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 _HEAD = 8
 _U32, _U64 = struct.Struct(">I"), struct.Struct(">Q")
 _CONTAINERS = frozenset({b"moov", b"trak", b"mdia", b"moof", b"traf"})
-_DURATION, _DATA_OFFSET, _FIRST_FLAGS = 0x100, 0x1, 0x4
+_DURATION, _SIZES, _DATA_OFFSET, _FIRST_FLAGS = 0x100, 0x200, 0x1, 0x4
 
 
 class BadFilm(ValueError):
@@ -139,13 +139,14 @@ def make_box(kind: bytes, *parts: bytes) -> bytes:
     return _U32.pack(_HEAD + len(content)) + kind + content
 
 
-def make_fragment(sequence: int, track: int, at: int, sample: bytes, lasts: int, count: int) -> bytes:
-    """A fragment of `count` equal samples of one track that begin at `at` and last `lasts` ticks each."""
+def make_fragment(sequence: int, track: int, at: int, samples: Sequence[bytes], lasts: int) -> bytes:
+    """A fragment of samples of one track that begin at `at` and last `lasts` ticks each."""
     u32 = _U32.pack
     header = make_box(b"mfhd", u32(0), u32(sequence))
-    run_head = make_box(b"tfhd", u32(0x020018), u32(track), u32(lasts), u32(len(sample)))
+    run_head = make_box(b"tfhd", u32(0x020008), u32(track), u32(lasts))
     time = make_box(b"tfdt", u32(1 << 24), _U64.pack(at))
-    before = _HEAD + len(header) + _HEAD + len(run_head) + len(time) + _HEAD + 12
-    run = make_box(b"trun", u32(_DATA_OFFSET), u32(count), u32(before + _HEAD))
+    before = _HEAD + len(header) + _HEAD + len(run_head) + len(time) + _HEAD + 12 + 4 * len(samples)
+    sizes = b"".join(u32(len(sample)) for sample in samples)
+    run = make_box(b"trun", u32(_DATA_OFFSET | _SIZES), u32(len(samples)), u32(before + _HEAD), sizes)
     moof = make_box(b"moof", header, make_box(b"traf", run_head, time, run))
-    return moof + make_box(b"mdat", sample * count)
+    return moof + make_box(b"mdat", *samples)

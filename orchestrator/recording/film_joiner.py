@@ -1,10 +1,12 @@
 """Makes one film of the parts of several encoders, without encoding anything again: times are counted on from part to part.
 
 Both tracks of a part begin at 0. The next part begins where the sound of the one before it ends, and silence fills that up to where
-its picture ends: players that ignore gaps in the sound stay in step, too. What no part has (an agent was lost) is left out.
+its picture ends: players that ignore gaps in the sound stay in step, too. Speech that no part has (an agent is lost) comes between.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from pydantic import BaseModel
 
@@ -57,16 +59,20 @@ class FilmJoiner:
 
     Args:
         state: of a film that goes on; it is kept up to date.
+
+    Attributes:
+        part_audio_s: how far the sound of the part under way has come, on the part's own time.
     """
 
     def __init__(self, state: JoinState | None = None) -> None:
         self.state = state or JoinState()
+        self.part_audio_s = 0.0
         self._shift: tuple[int, int] | None = None
 
     def begin(self, header: bytes) -> bytes:
         """A part begins. Returns the film's header for the first one. Raises BadFilm for one that cannot follow on it."""
         tracks, state = read_header(header), self.state
-        self._shift = None
+        self._shift, self.part_audio_s = None, 0.0
         if state.begun:
             if tracks != state.tracks:
                 raise BadFilm(f"tracks {tracks}, but those of the film are {state.tracks}")
@@ -97,9 +103,20 @@ class FilmJoiner:
                 state.video_end = max(state.video_end, at + run.lasts)
             else:
                 state.audio_end = max(state.audio_end, at + run.lasts)
+                self.part_audio_s = (run.at + run.lasts) / state.audio_scale
         state.fragments += 1
         write_u32(written, sequence, state.fragments)
         return filling + bytes(written)
+
+    def say(self, frames: Sequence[bytes]) -> bytes:
+        """Sound after what there is, as frames of AAC, over the last picture; only after a header. The next part follows."""
+        state = self.state
+        self._shift = None
+        state.audio_end = -(-state.audio_end // AAC_FRAME) * AAC_FRAME
+        state.fragments += 1
+        written = make_fragment(state.fragments, state.audio, state.audio_end, frames, AAC_FRAME)
+        state.audio_end += len(frames) * AAC_FRAME
+        return written
 
     def _follow_on(self, runs: list[Run]) -> bytes:
         """Fixes by how much the part's times are shifted. Returns the silence that goes before it."""
@@ -119,9 +136,7 @@ class FilmJoiner:
         frames = max(0, -(-(least - state.audio_end) // AAC_FRAME)) if state.fragments else 0
         silence = b""
         if frames:
-            state.fragments += 1
-            silence = make_fragment(state.fragments, state.audio, state.audio_end, SILENCE, AAC_FRAME, frames)
-            state.audio_end += frames * AAC_FRAME
+            silence = self.say([SILENCE] * frames)
         shift = state.audio_end - audio
         self._shift = shift * state.video_scale // state.audio_scale, shift
         return silence

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from musetalk_agent.protocol.http import AgentRecordingRequest, FilmOptions, RecordingState
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentClient, AgentLease
+from orchestrator.audio.heard_speech import HeardSpeech
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
 from orchestrator.recording.film_collector import FilmCollector
@@ -40,10 +41,13 @@ class FilmOwner:
 
 @dataclass(eq=False)
 class _Live:
-    """A film of a session that runs here. `collector` fetches it while it is recorded; `changing` is held while that changes."""
+    """A film of a session that runs here, and its speech. `collector` fetches it while it is recorded; `changing` is held while
+    that changes.
+    """
 
     film: GrowingFilm
     collector: FilmCollector | None = None
+    heard: HeardSpeech | None = None
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -99,9 +103,17 @@ class Films:
         index = live.film.index
         index.width, index.height = index.width or width, index.height or height
         if live.collector is None:
-            live.collector = FilmCollector(live.film, self._agents, self._metrics, lease)
+            live.collector = FilmCollector(live.film, self._agents, self._metrics, lease, live.heard)
         else:
             live.collector.follow(lease)
+
+    def hear(self, session_id: str, heard: HeardSpeech) -> None:
+        """What the session says from now on is there: its film gets from it what no agent has of it."""
+        live = self._live.get(session_id)
+        if live is not None:
+            live.heard, heard.kept = heard, True
+            if live.collector is not None:
+                live.collector.heard = heard
 
     async def resume(self, session_id: str, lease: AgentLease) -> None:
         """Another process had the session: its film goes on where the store has it. A store that fails is logged."""
@@ -136,8 +148,10 @@ class Films:
 
     # --- what callers ask for
 
-    async def record(self, owner: FilmOwner, lease: AgentLease, *, skip_idle: bool | None) -> None:
-        """Begins to record a running session, or goes on. Raises ProblemError; the session is then not recorded."""
+    async def record(self, owner: FilmOwner, lease: AgentLease, heard: HeardSpeech, *, skip_idle: bool | None) -> None:
+        """Begins to record a running session, or goes on. `heard` is what it says. Raises ProblemError; the session is then not
+        recorded.
+        """
         live = self._live.get(owner.session_id)
         if live is None:
             index = await self._load(owner.session_id)
@@ -153,6 +167,8 @@ class Films:
             if index.state is RecordingState.RECORDING:
                 return
             index.skip_idle = index.skip_idle if skip_idle is None else skip_idle
+            self.hear(owner.session_id, heard)
+            live.film.say([], heard.end)  # what was said before is not recorded
             await self._begin(live, lease)
 
     async def _begin(self, live: _Live, lease: AgentLease) -> None:
@@ -162,7 +178,7 @@ class Films:
         )
         await self._agents.record(lease, index.session_id, request)
         index.state = RecordingState.RECORDING
-        live.collector = FilmCollector(live.film, self._agents, self._metrics, lease)
+        live.collector = FilmCollector(live.film, self._agents, self._metrics, lease, live.heard)
 
     async def stop(self, session_id: str, lease: AgentLease | None) -> None:
         """Ends the recording; returns when all of the film can be read. Idempotent.
@@ -187,7 +203,7 @@ class Films:
                 _log.warning("the end of a film is missing", extra={"session_id": session_id})
         collector, live.collector = live.collector, None
         if collector is not None:
-            await collector.aclose()
+            await (collector.aclose() if lease is not None else collector.finish(END_S))
 
     async def _close(self, live: _Live) -> None:
         """The film does not grow any more: it is stored, and that is reported."""
@@ -229,6 +245,8 @@ class Films:
                 entry=live.film.entry,
             )
             live.film = GrowingFilm(fresh, self.store)
+            if live.heard is not None:
+                live.film.say([], live.heard.end)
             if goes_on and lease is not None:
                 await self._begin(live, lease)
 

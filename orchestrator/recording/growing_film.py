@@ -1,20 +1,30 @@
-"""One film as it grows: entries of agents' logs become bytes, which wait for a moment and are then stored."""
+"""One film as it grows: entries of agents' logs become bytes, which wait for a moment and are then stored.
+
+It also knows how far the speech of the session is in it: the entries say where in which segment the sound of a part is.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import struct
 import time
+from collections import deque
+from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from musetalk_agent.protocol.http import FilmEntry, FilmPart
+from musetalk_agent.protocol.http import FILM_CLOCK, FILM_SPOKEN, FilmEntry, FilmPart
+from orchestrator.audio.heard_speech import Position
 from orchestrator.recording.boxes import BadFilm
 from orchestrator.recording.film_joiner import FilmJoiner
 from orchestrator.recording.film_store import FilmIndex, FilmStore
 
 WAITING_BYTES = 32 << 20
 """What a store that fails leaves waiting; then nothing is fetched any more, and agents keep or drop what they have."""
+_MARKS = 256
+"""Of the speech in the part under way: each says where a segment begins or a pause ends, and those of the last fragments count."""
 _log = logging.getLogger(__name__)
 
 
@@ -38,6 +48,24 @@ class GrowingFilm:
         self._flushing = asyncio.Lock()
         self._skipping = self._fresh = False
         self._header = b""
+        self._spoken: Position = (0, 0.0)  # of what came before the part under way
+        self._clocks: deque[tuple[float, float]] = deque(maxlen=_MARKS)
+        self._marks: deque[tuple[float, int, float]] = deque(maxlen=_MARKS)
+
+    @property
+    def spoken(self) -> Position:
+        """Up to where the speech of the session is in it."""
+        film_s = self._joiner.part_audio_s
+        zero = next((zero for since, zero in reversed(self._clocks) if since <= film_s), -math.inf)
+        at = zero + film_s
+        mark = next((mark for mark in reversed(self._marks) if mark[0] <= at), None)
+        return max(self._spoken, (mark[1], mark[2] + at - mark[0])) if mark is not None else self._spoken
+
+    def say(self, frames: Sequence[bytes], until: Position) -> None:
+        """Speech that no part has, as frames of AAC, up to that position. Before the first picture it is left out."""
+        if frames and self._joiner.state.begun and not self._header:
+            self._waiting += self._joiner.say(frames)
+        self._spoken = max(self._spoken, until)
 
     @property
     def size(self) -> int:
@@ -67,6 +95,9 @@ class GrowingFilm:
 
     def new_log(self, log_id: str) -> None:
         """The entries that come now are numbered by another log."""
+        self._spoken = self.spoken
+        self._clocks.clear()
+        self._marks.clear()
         self.log_id, self.entry = log_id, 0
         self._joiner.lose()
 
@@ -81,6 +112,8 @@ class GrowingFilm:
         self.entry = number
         try:
             if kind is FilmEntry.HEADER:
+                self._spoken = self.spoken
+                self._clocks.clear()
                 self._skipping, self._fresh = True, True
                 self._header += self._joiner.begin(payload)
                 self._skipping = False
@@ -91,12 +124,16 @@ class GrowingFilm:
                 self._header, self._fresh = b"", False
             elif kind is FilmEntry.FRAGMENT:
                 index.lost += 1
+            elif kind is FilmEntry.CLOCK:
+                self._clocks.append(FILM_CLOCK.unpack(payload))
+            elif kind is FilmEntry.SPOKEN:
+                self._marks.append(FILM_SPOKEN.unpack(payload))
             elif kind is FilmEntry.END:
                 part = FilmPart.model_validate_json(payload)
                 index.frames += part.frames
                 index.dropped_frames += part.dropped
                 index.lost_audio += part.lost_audio
-        except (BadFilm, ValidationError) as error:
+        except (BadFilm, ValidationError, struct.error) as error:
             index.lost += kind is FilmEntry.FRAGMENT
             self._joiner.lose()
             _log.warning(

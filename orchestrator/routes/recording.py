@@ -36,14 +36,14 @@ async def record(session_id: str, body: RecordingRequest, ctx: Ctx, request: Req
     if body.state is RecordingState.STOPPED:
         await ctx.films.stop(session_id, session.lease)
     else:
-        session.running()
+        live = session.running()
         if session.order.transparent:
             text = "A transparent session is not recorded: its alpha lies below its picture. Order a render instead."
             raise ProblemError(ErrorCode.INVALID_REQUEST, text, field="state", value=body.state.value)
         if session.lease is None:
             text = f"Session {session_id} has no agent at the moment: try again."
             raise ProblemError(ErrorCode.SESSION_CONFLICT, text, retry_after_s=2)
-        await ctx.films.record(owner(session), session.lease, skip_idle=body.skip_idle)
+        await ctx.films.record(owner(session), session.lease, live.heard, skip_idle=body.skip_idle)
     return _view(ctx, request, session_id, await ctx.films.find(session_id))
 
 

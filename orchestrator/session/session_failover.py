@@ -134,8 +134,6 @@ class Placement:
         try:
             session.snapshot = await asyncio.shield(starting)
             session.placed = True
-            if films is not None:
-                films.follow(session.session_id, lease, session.snapshot.width, session.snapshot.height)
         except asyncio.CancelledError:
             undo = self._undo(session, lease, starting)
             self._services.background.spawn(undo, f"undo-{session.session_id}", awaited=True)

@@ -202,6 +202,7 @@ class SessionRunner:
             if making is not None:
                 session.ingress = await making
         await self._placing.place(session)
+        self._follow_film()
 
     # --- the middle
 
@@ -216,6 +217,8 @@ class SessionRunner:
             partial(self._services.ledger.note, session.session_id),
         )
         session.live = live
+        if self._services.films is not None:
+            self._services.films.hear(session.session_id, live.heard)
         tasks: set[asyncio.Task[Any]] = {asyncio.create_task(live.run(), name=f"live-{session.session_id}")}
         try:
             if self._services.voices.joins(session.order):
@@ -311,6 +314,7 @@ class SessionRunner:
             if not await self._still_ours(lost):
                 raise TakenOver
             await self._moving.move(session, live, lost, to)
+            self._follow_film()
             try:
                 await self._link(live)
             except AgentLost as again:
@@ -318,6 +322,12 @@ class SessionRunner:
                 self._serving = asyncio.create_task(_raise(again))
                 continue
             publish_state(self._services.events, session, SessionState.READY, "moved")
+
+    def _follow_film(self) -> None:
+        """Everything that is heard of what was said so far is known now; what comes next its new agent says, and records."""
+        session, films = self._session, self._services.films
+        if films is not None and session.lease is not None and session.snapshot is not None:
+            films.follow(session.session_id, session.lease, session.snapshot.width, session.snapshot.height)
 
     async def _still_ours(self, lost: AgentLost) -> bool:
         """Whether it is for us to move the session. Who cannot reach a shared store may have lost it without knowing."""

@@ -171,6 +171,8 @@ class SpeechPipeline:
         self._tracker = SegmentTracker(limits.backlog_s, self.traces.begin)
         self.next_item = self._tracker.next_item
         """Pulls the next message to render."""
+        self.heard = self._tracker.totals.heard_pcm
+        """The speech that was heard last, for the film of the session."""
         self.ingest = AudioIngest(self._tracker, limits, metrics)
         self._renderer: Renderer | None = None
         self._drops_before = 0

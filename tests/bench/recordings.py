@@ -69,7 +69,7 @@ async def _session(running: Stack, server: NginxRtmp, seconds: int, interruption
         Figure("film: skew, median", abs(float(np.median(skews))), "ms", 20),
         Figure("film: skew, p95", percentile([abs(skew) for skew in skews], 95), "ms", 40),
         Figure("film: heard from the avatar and not in it", 100.0 * len(lost), "ms", 0, note=f"pieces {lost}"),
-        Figure("film: heard from the stand-in voice and not in it", 100.0 * len(unheard), "ms", note=f"{unheard}"),
+        Figure("film: heard from the stand-in voice and not in it", 100.0 * len(unheard), "ms", 0, note=f"{unheard}"),
         Figure("film: copies taken meanwhile that did not play", copies.broken, "", 0, note=f"{copies.played} played"),
         Figure("film: frames left out", state["dropped_frames"], "", note=f"{state['lost_fragments']} fragments lost"),
         Figure("room: pictures a second, median", rate, "/s", note=f"longest without one {dark:.1f} s"),

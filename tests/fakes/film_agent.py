@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 
 from musetalk_agent.protocol.http import (
+    FILM_SPOKEN,
     AgentRecordingRequest,
     FilmEntry,
     FilmOptions,
@@ -36,7 +37,14 @@ class FakeFilms:
         """A part begins."""
         self.asked.append(options)
         self._next = 0
-        self.logs.setdefault(session_id, FragmentLog()).add(FilmEntry.HEADER, part().header)
+        log = self.logs.setdefault(session_id, FragmentLog())
+        log.add(FilmEntry.HEADER, part().header)
+        for clock in part().clocks:
+            log.add(FilmEntry.CLOCK, clock)
+
+    def speak(self, session_id: str, at: float, segment: int, second: float) -> None:
+        """From second `at` of the part on that segment is heard, from that second of it on."""
+        self.logs[session_id].add(FilmEntry.SPOKEN, FILM_SPOKEN.pack(at, segment, second))
 
     def grow(self, count: int, session_id: str | None = None) -> None:
         """So many fragments more, of the part that runs."""

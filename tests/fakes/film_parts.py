@@ -25,10 +25,11 @@ EVERY_S = 0.5
 
 @dataclass(frozen=True)
 class Part:
-    """A header, and the fragments that follow."""
+    """A header, the fragments that follow, and what the encoder said of its time."""
 
     header: bytes
     fragments: list[bytes]
+    clocks: list[bytes]
 
 
 def picture(at: float, begun: float = 0.0) -> VideoFrame:
@@ -77,7 +78,7 @@ def pieces(output: bytes) -> Part:
         at += PIECE.size + size
     (header,) = found[FilmEntry.HEADER]
     assert found[FilmEntry.END] == [b""]
-    return Part(header, found[FilmEntry.FRAGMENT])
+    return Part(header, found[FilmEntry.FRAGMENT], found[FilmEntry.CLOCK])
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,9 @@ class Stand:
     sound: list[tuple[float, Pcm]] = field(default_factory=list)  # when its first sample is heard, block
     events: list[tuple[float, Event]] = field(default_factory=list)
     spoken: list[tuple[float, bool]] = field(default_factory=list)
+    said: list[tuple[float, int, float]] = field(
+        default_factory=list
+    )  # when a block is heard, of which segment, its second
     idle_indices: list[int] = field(default_factory=list)
     corners: list[int] = field(default_factory=list)  # luma of each picture's first pixel
 
@@ -111,6 +114,7 @@ async def stand(
             lambda speaking: made.spoken.append((clock.now(), speaking)),
             timings,
             show_caption,
+            lambda at, segment, second: made.said.append((at, segment, second)),
         ),
     )
     made = Stand(clock, pipeline)

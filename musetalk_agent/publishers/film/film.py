@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 
 from musetalk_agent.agent_metrics import FILM_RESTARTS
 from musetalk_agent.clock import Clock
 from musetalk_agent.errors import RecordingFailed
 from musetalk_agent.media_types import Pcm, VideoFrame
-from musetalk_agent.protocol.http import FilmEntry
+from musetalk_agent.protocol.http import FILM_SPOKEN, FilmEntry
 from musetalk_agent.publishers.film.fragment_log import FragmentLog
 from musetalk_agent.publishers.film.recorder import PartOptions, PartRecorder
 
@@ -19,6 +20,8 @@ _AGAIN_S = 1.0
 _MOST_RESTARTS = 5
 """In a row: an encoder that ends within ten seconds each time is given up."""
 _STEADY_S = 10.0
+_GAP_S = 0.01
+"""A block of speech that begins by more before or after the end of the one before it does not simply follow on it."""
 
 
 class SessionFilm:
@@ -33,6 +36,7 @@ class SessionFilm:
         self._part: PartRecorder | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
+        self._spoken = (0.0, 0, 0.0)
 
     @property
     def recording(self) -> bool:
@@ -49,6 +53,7 @@ class SessionFilm:
                 return
             part = await self._begin(options)
             self._keeper = asyncio.create_task(self._keep(options, part), name="film-keeper")
+            self.entries.add(FilmEntry.SPOKEN, FILM_SPOKEN.pack(*self._spoken))
 
     async def stop(self) -> None:
         """Ends the part under way; returns when all of it is in the log, within 5 s. Idempotent."""
@@ -95,6 +100,17 @@ class SessionFilm:
                 part = await self._begin(options)
             except RecordingFailed:
                 log.warning("the encoder of a film did not start")
+
+    def note_spoken(self, at: float, segment: int, second: float) -> None:
+        """From `at` on (monotonic seconds) that segment is heard, from that second of it on. What just follows is not told."""
+        since, last, before = self._spoken
+        if not math.isfinite(at):  # nothing can be played at the moment: it comes again
+            return
+        if segment == last and abs((at - second) - (since - before)) <= _GAP_S:
+            return
+        self._spoken = at, segment, second
+        if self.recording:
+            self.entries.add(FilmEntry.SPOKEN, FILM_SPOKEN.pack(*self._spoken))
 
     # --- the tap -----------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ from typing import BinaryIO
 
 import av
 
-from musetalk_agent.protocol.http import FilmEntry
+from musetalk_agent.media.segment import ROOM_RATE
+from musetalk_agent.protocol.http import FILM_CLOCK, FilmEntry
 from musetalk_agent.publishers.film.pieces import PieceSplitter
 from musetalk_agent.publishers.stream.encoder import Codecs, QueuedAudio, QueuedFrame, StreamEncoder, StreamShape
 from musetalk_agent.publishers.stream.records import read_records
@@ -28,6 +29,8 @@ _GAP_S = 0.3
 _FRAGMENT_S = 0.08
 """Two frames at 25 a second. What an agent loses when it is killed is a fragment; each has a head of 250 bytes."""
 _TIMESCALE = 90_000
+_CLOCK_S = 0.001
+"""When the film's time has moved against the agent's by more, it is told again."""
 _CODECS = Codecs(
     video={
         "preset": "superfast",
@@ -60,6 +63,21 @@ class _Output:
         return len(data)
 
 
+class _FilmClock:
+    """Tells when second 0 of the part is heard, whenever that has changed: sound came late, or idle time was left out."""
+
+    def __init__(self, target: BinaryIO) -> None:
+        self._target = target
+        self._zero: float | None = None
+
+    def note(self, at: float, since: float, until: float) -> None:
+        """Sound from `since` to `until` (seconds of the part) was added, whose end is heard at `at` (monotonic seconds)."""
+        zero = at - until
+        if until > since and (self._zero is None or abs(zero - self._zero) > _CLOCK_S):
+            self._zero = zero
+            self._target.write(PIECE.pack(FilmEntry.CLOCK, FILM_CLOCK.size) + FILM_CLOCK.pack(since, zero))
+
+
 class IdleCut:
     """Times of a film out of which gaps are cut: what comes after a gap follows at once on what was before it."""
 
@@ -89,10 +107,14 @@ def encode(source: BinaryIO, target: BinaryIO) -> None:
     encoder = StreamEncoder(container, shape, _CODECS)
     encoder.open()
     cut = IdleCut() if about["skip_idle"] else None
+    clock = _FilmClock(target)
     for item in read_records(source):
         if isinstance(item, QueuedAudio):
-            at = cut.place(item.at, len(item.block) / 48_000) if cut else item.at
+            seconds = len(item.block) / ROOM_RATE
+            at = cut.place(item.at, seconds) if cut else item.at
+            before = encoder.audio_s
             encoder.play(QueuedAudio(at, item.block))
+            clock.note(item.at + seconds, before, encoder.audio_s)
         elif isinstance(item, QueuedFrame):
             at = cut.place(item.at, 1 / shape.fps) if cut else item.at
             encoder.show(QueuedFrame(at, item.frame, item.key))

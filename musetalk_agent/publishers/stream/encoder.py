@@ -264,6 +264,11 @@ class StreamEncoder:
         self._container.mux(self._video.encode(frame))
         self.frames += 1
 
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio so far, silence included."""
+        return self._samples / ROOM_RATE
+
     def finish(self) -> None:
         """Writes what the encoders still hold, and the trailer."""
         self._container.mux(self._video.encode(None))

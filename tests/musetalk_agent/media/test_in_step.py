@@ -58,3 +58,18 @@ async def test_lips_leave_with_their_sound_whatever_the_arrivals(
     assert isinstance(finished, PlaybackFinished) and not finished.interrupted
     assert finished.position_s == pytest.approx(len(speech) / RATE, abs=1e-3)
     assert made.kinds() == ["playback.started", "playback.finished"]
+
+
+async def test_each_block_is_told_with_its_second_of_the_segment_and_when_it_is_heard(
+    executor: ThreadPoolExecutor,
+) -> None:
+    async with stand(executor) as made:
+        made.pipeline.begin(4, RATE, heard_s=1.5)
+        made.pipeline.push(bursts(2))
+        made.pipeline.end()
+        await made.pass_time(3)
+    assert {segment for _, segment, _ in made.said} == {4}
+    assert [at for at, _, _ in made.said] == pytest.approx([at for at, _ in made.sound], abs=0.001)
+    lengths = [len(block) / 48_000 for _, block in made.sound]
+    seconds = [1.5 + before for before in itertools.accumulate(lengths, initial=0.0)]
+    assert [second for _, _, second in made.said] == pytest.approx(seconds[:-1], abs=0.001)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from musetalk_agent.clock import MonotonicClock
 from musetalk_agent.errors import RecordingFailed
-from musetalk_agent.protocol.http import FILM_ENTRY, FILM_LOG, FilmEntry, FilmPart
+from musetalk_agent.protocol.http import FILM_CLOCK, FILM_ENTRY, FILM_LOG, FILM_SPOKEN, FilmEntry, FilmPart
 from musetalk_agent.publishers.film import recorder
 from musetalk_agent.publishers.film.film import SessionFilm
 from musetalk_agent.publishers.film.fragment_log import FragmentLog
@@ -102,6 +103,36 @@ async def test_idle_time_is_left_out_where_that_is_asked_for() -> None:
         await offer(film, 2.0, begun + 1.6, silent=True)
     seen = watch(bytes_of(film))
     assert seen.bursts and seen.times[-1] < 2.0
+
+
+def test_the_encoder_tells_when_what_is_heard() -> None:
+    source, target = io.BytesIO(), io.BytesIO()
+    shape = {"width": WIDTH, "height": HEIGHT, "fps": FPS, "bitrate": 1_000_000}
+    source.write(json.dumps({"shape": shape, "skip_idle": True}).encode() + b"\n")
+    for number in range(50):
+        at = 7.0 + number / FPS + (60.0 if number >= 25 else 0.0)
+        source.write(audio_record(QueuedAudio(at, sound(number / FPS, RATE // FPS))))
+        source.write(frame_head(QueuedFrame(at, picture(0.0))) + picture(0.0).i420.tobytes())
+    source.write(end_record())
+    source.seek(0)
+    encode(source, target)
+    told = [FILM_CLOCK.unpack(each) for each in pieces(target.getvalue()).clocks]
+    assert [pytest.approx(each, abs=0.002) for each in told] == [(0.0, 7.0), (1.0, 67.0)]
+
+
+async def test_the_log_says_which_speech_is_heard_when() -> None:
+    async with filming() as film:
+        film.note_spoken(10.0, 1, 0.0)
+        film.note_spoken(10.04, 1, 0.04)
+        film.note_spoken(10.085, 1, 0.08)  # the clock is known to some milliseconds
+        film.note_spoken(math.inf, 1, 0.12)
+        film.note_spoken(10.5, 1, 0.12)  # a pause
+        film.note_spoken(11.0, 2, 3.0)
+        await film.stop()
+        film.note_spoken(12.0, 3, 0.0)
+        await film.record(OPTIONS)
+    told = [FILM_SPOKEN.unpack(e.payload) for e in film.entries.after(0) if e.kind is FilmEntry.SPOKEN]
+    assert told == [(0.0, 0, 0.0), (10.0, 1, 0.0), (10.5, 1, 0.12), (11.0, 2, 3.0), (12.0, 3, 0.0)]
 
 
 def test_gaps_are_cut_out_and_both_tracks_with_them() -> None:

@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.recording.film_store import FolderStore, StoreFailed
-from tests.fakes.film_parts import part, watch
+from tests.fakes.film_parts import RATE, part, watch
 from tests.fakes.fleet import fleet
 from tests.fakes.stage import OTHER_KEY, Stage, stage
 from tests.waiting import until
@@ -164,6 +165,34 @@ async def test_one_film_over_two_agents() -> None:
         film = await here.stage.http.get(f"/session/{session_id}/recording.mp4")
         seen = watch(film.content)
         assert len(seen.times) == 26 + 75 and max(map(abs, seen.skews_ms)) < 40
+
+
+async def test_what_was_heard_and_not_filmed_before_an_agent_died_is_in_the_film() -> None:
+    async with fleet(2, pace=1.0) as here, here.stage.live(record=True) as (started, line):
+        session_id = started["session_id"]
+        first = here.of(session_id)
+        first.films.grow(13, session_id)
+        await _grown(here.stage, session_id, 1.0)
+        times = np.arange(16_000 * 4) / 16_000
+        await line.say("audio.start")
+        await line.socket.send((12_000 * np.sin(2 * np.pi * 1000 * times)).astype("<i2").tobytes())
+        await line.say("audio.end")
+        await line.wait("playback.started")
+        await until(lambda: first.sessions[session_id].segments[1].heard > 8000)
+        await here.kill(first)
+        (second,) = here.others(first)
+        await until(lambda: session_id in second.sessions and 1 in second.sessions[session_id].segments)
+        heard_s = second.sessions[session_id].segments[1].base / 16_000
+        assert heard_s > 0.3
+        second.films.grow(40, session_id)
+        told = await _grown(here.stage, session_id, 1.0 + heard_s + 2.9)
+        assert told["parts"] == 2 and told["lost_fragments"] == 0
+        film = await here.stage.http.get(f"/session/{session_id}/recording.mp4")
+        seen = watch(film.content)
+    loud = np.flatnonzero(np.abs(seen.pcm[RATE * 21 // 20 :]) > 0.08)
+    ends = loud[np.append(np.diff(loud) > RATE // 10, True)]
+    assert ends[0] - loud[0] == pytest.approx(heard_s * RATE, abs=0.06 * RATE)
+    assert max(map(abs, seen.skews_ms)) < 40
 
 
 async def test_a_film_goes_on_with_the_next_process_that_has_the_session(tmp_path: Path) -> None:
