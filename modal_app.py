@@ -18,11 +18,15 @@ import modal
 
 from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.checks import exit_code, next_command
+from musetalk_agent.protocol.modal_renders import volume_name
+from musetalk_agent.renders.modal_worker import ModalWorker
+from musetalk_agent.renders.render_job import TRIES_MOST
 from musetalk_agent.weights import Manifest
 from musetalk_tools.deploy.modal_settings import (
     KILL_S,
     LIVEKIT_KEYS,
     OWN_KEYS,
+    RENDERS,
     ModalCloud,
     ModalSettings,
     Wanted,
@@ -37,6 +41,8 @@ from orchestrator.settings import Settings
 NUMBERS = ModalSettings.read(os.environ)
 ORCHESTRATOR_PORT, AGENT_PORT = 8080, 8090
 MODELS, AVATARS, KERNELS = "/root/MuseTalk/models", "/root/avatars", "/root/kernels"
+RENDER_S = 4 * 3600
+"""One ticket: half a minute of film, or the first look at two hours of footage."""
 NOT_THE_AGENTS = frozenset({"ORCHESTRATOR_API_KEY"})
 CACHES = {
     name: f"{KERNELS}/{name.lower()}" for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")
@@ -67,6 +73,7 @@ more = [modal.Secret.from_name(name) for name in NUMBERS.more_secrets]
 models = modal.Volume.from_name("musetalk-models", create_if_missing=True)
 avatars = modal.Volume.from_name("musetalk-avatars", create_if_missing=True)
 kernels = modal.Volume.from_name("musetalk-kernels", create_if_missing=True)
+renders = modal.Volume.from_name(volume_name(NUMBERS.modal_app), create_if_missing=True)
 WEIGHTS = models.with_mount_options(read_only=True)
 
 
@@ -94,6 +101,7 @@ agent_image = _image("musetalk,modal", "tensorrt" if NUMBERS.with_tensorrt else 
     image=orchestrator_image,
     secrets=[livekit, keys, *elevenlabs, *redis, *more],
     env=ORCHESTRATOR_ENV,
+    volumes={RENDERS: renders},
     port=ORCHESTRATOR_PORT,
     cpu=2,
     memory=2048,
@@ -151,6 +159,34 @@ class Agent:
     @modal.exit()
     def stop(self) -> None:
         self.service.end(drain_s=min(NUMBERS.agent_drain_s, KILL_S))
+
+
+@app.cls(
+    image=agent_image,
+    secrets=[keys],
+    env={**AGENT_ENV, **NUMBERS.render_variables()},
+    volumes={MODELS: WEIGHTS, AVATARS: avatars, KERNELS: kernels, RENDERS: renders},
+    gpu=NUMBERS.agent_gpu,
+    cpu=NUMBERS.cores,
+    memory=NUMBERS.agent_memory_mb,
+    max_containers=NUMBERS.render_containers,
+    scaledown_window=NUMBERS.scaledown_s,
+    startup_timeout=NUMBERS.agent_startup_s,
+    timeout=RENDER_S,
+    retries=modal.Retries(max_retries=TRIES_MOST, initial_delay=1.0, backoff_coefficient=1.0),
+)
+class Renderer:
+    @modal.enter()
+    async def start(self) -> None:
+        self.worker = await ModalWorker().start()
+
+    @modal.method()
+    async def do(self, render_id: str, span: int | None) -> None:
+        await self.worker.do(render_id, span)
+
+    @modal.exit()
+    async def stop(self) -> None:
+        await self.worker.aclose()
 
 
 def _run(*arguments: str) -> None:

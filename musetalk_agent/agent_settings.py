@@ -17,9 +17,9 @@ class AgentSettings(BaseSettings):
     """Environment of `musetalk-agent serve`; `docs/how-to/operations.md` lists it for people.
 
     With `renders_dir`, the folder of renders that the orchestrator has too, the agent keeps `render_workers` processes for them;
-    their queue is `renders_queue`, an address `redis://…`, or a file in that folder. Footage that is dubbed has at most
-    `dub_seconds` and `dub_bytes`; `caption_font` is the file of the letters that are drawn into films. Every `judge_every_s`
-    seconds a sample of a session that speaks is judged; 0 for never.
+    their queue is `renders_queue`, an address `redis://…` (at Modal `modal://APP`), or a file in that folder. Footage that is
+    dubbed has at most `dub_seconds` and `dub_bytes`; `caption_font` is the file of the letters that are drawn into films. Every
+    `judge_every_s` seconds a sample of a session that speaks is judged; 0 for never.
 
     `engine` is what a session gets that names none: `auto` is MuseTalk where a CUDA device and the weights are there, else `warp`.
     `max_sessions` None is the least of what card, processor, memory and pacing hold, as measured; a number takes the place of all

@@ -16,7 +16,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.render_queue import RenderQueue, RenderTicket, default_target
@@ -38,11 +38,16 @@ from orchestrator.supervision import supervise
 from orchestrator.tts.speech_settings import SpeechSettings
 from orchestrator.tts.voices import Voices
 
+if TYPE_CHECKING:
+    from musetalk_agent.protocol.modal_renders import ModalRenders  # the extra [modal]
+
 OPEN_MOST = 1000
 """Renders that have not ended, of all callers."""
 LOOK_S = 0.5
 _ABANDONED_S = 120.0
 """An order whose ticket was not written so long after it came is another orchestrator's that died."""
+_FETCH_EVERY_S = 2.0
+"""Where the folder is a copy: a call to Modal each time."""
 _QUEUED, _REPORTED = "queued", "reported"
 _CUE_RATE = 16_000
 _DELETE_EVERY_S = 3600.0
@@ -53,7 +58,8 @@ _disk = Disk("renders")
 
 @dataclass(frozen=True)
 class RenderOptions:
-    """The folder; None: there are no renders here. `queue` is an address `redis://…`, or None for a file in the folder.
+    """The folder; None: there are no renders here. `queue` is an address `redis://…` or `modal://APP`, or None for a file in the
+    folder.
 
     Results are kept for `keep_days` after the end.
     """
@@ -77,13 +83,13 @@ class Renders:
         self, options: RenderOptions, voices: Voices, speech: SpeechSettings, bus: EventBus, metrics: Metrics
     ) -> None:
         self._options, self._voices, self._speech, self._bus, self._metrics = options, voices, speech, bus, metrics
-        self._queue: RenderQueue | None = None
+        self._queue: RenderQueue | ModalRenders | None = None
         self._loop: asyncio.Task[None] | None = None
         self._speaking: dict[str, asyncio.Task[None]] = {}
         self._voices_free = asyncio.Semaphore(1)  # texts of renders wait for each other, so that sessions find a voice
         self._open: dict[str, RenderOrder] = {}
         self._known: set[str] = set()
-        self._delete_at = 0.0
+        self._delete_at = self._fetch_at = 0.0
 
     async def open(self) -> None:
         """Opens the queue, finds what there is, and looks on from then on. Raises OSError where the folder cannot be used."""
@@ -91,7 +97,7 @@ class Renders:
         if folder is None:
             return
         await asyncio.to_thread(folder.mkdir, 0o700, True, True)
-        self._queue = RenderQueue(self._options.queue or default_target(folder))
+        self._queue = _queue(self._options.queue, folder)
         await asyncio.to_thread(self._queue.__enter__)
         await self._look(first=True)
         self._loop = asyncio.create_task(supervise("renders", self._look_on, self._metrics), name="renders")
@@ -114,7 +120,7 @@ class Renders:
                 ErrorCode.RENDERS_UNAVAILABLE,
                 "This deployment makes no renders: set RENDERS_DIR at the orchestrator and at the agent.",
             )
-        return RenderFolder(self._options.folder)
+        return RenderFolder(self._options.folder, None if isinstance(self._queue, RenderQueue) else self._queue)
 
     def open_of(self, key: str) -> int:
         """Renders of this caller that have not ended, as far as this process knows."""
@@ -241,6 +247,7 @@ class Renders:
     async def _look(self, *, first: bool = False) -> None:
         """Takes up what others left, reports what has ended, deletes what is old."""
         folder = self.folder
+        await self._fetch(folder, first=first)
         ids = set(await asyncio.to_thread(folder.ids))
         for render_id in ids - self._known:
             order = await asyncio.to_thread(folder.order, render_id)
@@ -262,6 +269,15 @@ class Renders:
             self._delete_at = time.monotonic() + _DELETE_EVERY_S
             await asyncio.to_thread(self._delete_old, ids - self._open.keys())
 
+    async def _fetch(self, folder: RenderFolder, *, first: bool) -> None:
+        """Sees what workers elsewhere wrote, where the folder is a copy. A film that is being sent holds that up."""
+        now = time.monotonic()
+        if now < self._fetch_at:
+            return
+        self._fetch_at = now + _FETCH_EVERY_S
+        if not first:  # a copy that was just made is new
+            await asyncio.to_thread(folder.fetch)
+
     async def _report(self, order: RenderOrder, end: RenderEnd) -> None:
         """Publishes how a render ended, once in the deployment."""
         if not await asyncio.to_thread(self.folder.mark, order.render_id, _REPORTED):
@@ -279,6 +295,14 @@ class Renders:
             end = folder.ended(render_id)
             if end is not None and end.at < old:
                 folder.delete(render_id)
+
+
+def _queue(target: str | None, folder: Path) -> RenderQueue | ModalRenders:
+    if target is None or not target.startswith("modal://"):
+        return RenderQueue(target or default_target(folder))
+    from musetalk_agent.protocol.modal_renders import ModalRenders
+
+    return ModalRenders(target)
 
 
 _EVENTS = {RenderState.DONE: "render.finished", RenderState.FAILED: "render.failed"}

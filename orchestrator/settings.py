@@ -181,7 +181,7 @@ class Settings(BaseSettings):
     renders_dir: Path | None = None
     """Folder of renders, the same as the agents'; without it there are none."""
     renders_queue: SecretStr | None = None
-    """Their queue when workers are on several machines: redis://…; by default a file in that folder."""
+    """Their queue when workers are on several machines: redis://…, or modal://APP at Modal; by default a file in that folder."""
     renders_days: float = Field(default=7.0, gt=0, le=3650)
     """How long results are kept."""
     redis_url: SecretStr | None = None

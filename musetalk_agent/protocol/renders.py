@@ -29,7 +29,7 @@ from enum import StrEnum
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -250,14 +250,47 @@ def new_render_id(key: str, idempotency_key: str | None) -> str:
     return "ren_" + hashlib.sha256(f"{key}\0{idempotency_key}".encode()).hexdigest()[:24]
 
 
+class RenderSharing(Protocol):
+    """What makes one folder of copies, each of another machine. Its methods block, and raise what the network raises."""
+
+    def fetch(self) -> bool:
+        """What others have published is here afterwards. False where that is not possible at the moment."""
+        ...
+
+    def publish(self) -> None:
+        """What was written here is there for others afterwards."""
+        ...
+
+    def first(self, name: str, value: str) -> str:
+        """The value that was given first under this name: this one, where there was none. Atomic over all machines."""
+        ...
+
+    def known(self, name: str) -> bool:
+        """Whether a value was given under this name."""
+        ...
+
+
 class RenderFolder:
     """The folder of all renders. Its methods read and write small files: call them in a thread.
 
     Reading something that is not there, or that another version wrote, gives None; a disk that fails raises OSError.
+
+    Args:
+        root: the folder.
+        sharing: where it is a copy of this machine's; None where all see the same folder.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, sharing: RenderSharing | None = None) -> None:
+        self.root, self._sharing = root, sharing
+
+    def fetch(self) -> bool:
+        """What other machines published is here afterwards; False where that is not possible at the moment."""
+        return self._sharing is None or self._sharing.fetch()
+
+    def publish(self) -> None:
+        """What was written here is there for other machines afterwards."""
+        if self._sharing is not None:
+            self._sharing.publish()
 
     def path(self, render_id: str) -> Path:
         """The folder of one render. Raises ValueError for what is no id: it comes from strangers."""
@@ -318,6 +351,8 @@ class RenderFolder:
 
     def end(self, render_id: str, end: RenderEnd) -> bool:
         """Ends a render, once and for good; False when it had ended, or is gone. What is not needed any more is deleted."""
+        if self._sharing is not None:
+            return self._end_shared(self._sharing, render_id, end)
         folder = self.path(render_id)
         made = folder / f".end.{secrets.token_hex(4)}"
         try:
@@ -327,6 +362,31 @@ class RenderFolder:
             return False
         finally:
             made.unlink(missing_ok=True)
+        self._clear(folder, end)
+        return True
+
+    def _end_shared(self, sharing: RenderSharing, render_id: str, end: RenderEnd) -> bool:
+        """The result is published before the end is decided, so that whoever reads of the end finds it. One that was decided by a
+        machine which was lost at once is written by the next that tries."""
+        folder = self.path(render_id)
+        if not folder.exists():
+            return False
+        sharing.publish()
+        ours = end.model_dump_json()
+        kept = sharing.first(f"{render_id}.end", ours)
+        self._write(folder / "end.json", kept)
+        self._clear(folder, RenderEnd.model_validate_json(kept))
+        sharing.publish()
+        return kept == ours
+
+    def ends(self, render_id: str) -> bool:
+        """Whether it has ended, on whichever machine; cheaper than `ended`."""
+        here = (self.path(render_id) / "end.json").exists()
+        return here or (self._sharing is not None and self._sharing.known(f"{render_id}.end"))
+
+    @staticmethod
+    def _clear(folder: Path, end: RenderEnd) -> None:
+        """Deletes what is not needed once it has ended."""
         for name in ("parts", "tries", "dub"):
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in ("voice.wav", "sound.wav", "words.json"):
@@ -334,7 +394,6 @@ class RenderFolder:
         if end.state is not RenderState.DONE:
             for left in folder.glob("result.*"):
                 left.unlink(missing_ok=True)
-        return True
 
     def parts(self, render_id: str) -> set[int]:
         """Numbers of the parts that are finished."""
@@ -349,6 +408,7 @@ class RenderFolder:
         prefix = "begin-" if span is None else f"{span}-"
         with suppress(FileNotFoundError):
             (tries / f"{prefix}{secrets.token_hex(4)}").touch()
+            self.publish()
             return sum(name.startswith(prefix) for name in os.listdir(tries))
         return 1
 
@@ -360,6 +420,10 @@ class RenderFolder:
 
     def mark(self, render_id: str, name: str) -> bool:
         """Leaves a mark of this name; False when it was there, or the render is gone."""
+        if self._sharing is not None:
+            ours = secrets.token_hex(8)
+            if self._sharing.first(f"{render_id}.{name}", ours) != ours:
+                return False
         try:
             os.close(os.open(self.path(render_id) / name, os.O_CREAT | os.O_EXCL, 0o600))
         except (FileExistsError, FileNotFoundError):
@@ -377,6 +441,7 @@ class RenderFolder:
     def delete(self, render_id: str) -> None:
         """Removes everything of a render."""
         shutil.rmtree(self.path(render_id), ignore_errors=True)
+        self.publish()
 
     def _read(self, render_id: str, name: str, model: type[Model]) -> Model | None:
         try:

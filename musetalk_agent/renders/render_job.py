@@ -182,6 +182,9 @@ class RenderJobs:
             await self._dub(order, burned).make(plan, plan.span(span), missing, cues)
         elif missing:
             await self._make(order, plan, missing)
+        await asyncio.to_thread(self.folder.publish)
+        if not await asyncio.to_thread(self.folder.fetch):
+            raise OSError("what other workers made cannot be seen at the moment")
         if len(await asyncio.to_thread(self.folder.parts, order.render_id)) == plan.parts:
             await self._finish(order, plan)
 
@@ -217,7 +220,7 @@ class RenderJobs:
             reader.close()
 
     async def _may_go_on(self, order: RenderOrder) -> None:
-        if await asyncio.to_thread((self._path(order) / "end.json").exists):
+        if await asyncio.to_thread(self.folder.ends, order.render_id):
             raise RenderStopped
         await self.turn()
 

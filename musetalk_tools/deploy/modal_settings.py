@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from musetalk_agent.card_estimates import CARDS, CPU_BASE, CPU_SESSION, PROFILES, card_of, sessions
 from musetalk_agent.checks import Check
 
+RENDERS = "/root/renders"
+"""Where the volume of renders is mounted."""
 UNKNOWN_CARD_SESSIONS = 4
 """Places on a card that the estimates do not know."""
 KILL_S = 30
@@ -43,6 +45,7 @@ class ModalSettings:
         musetalk_profile: how frames are made; `fast` has weights of its own, which `fetch_models` then fetches.
         musetalk_fuse: how the network runs; compiled kernels are kept on a volume.
         with_tensorrt: whether TensorRT is in the agent's image, for plans that `build_plans` makes.
+        render_containers: containers that make renders at most, on the same card as the agents'.
         agent_snapshot: starts containers from a snapshot of a warm one. Experimental with cards.
         scaledown_s: how long an idle container stays.
         orchestrator_containers: more than one needs `with_redis` or `redis_url`.
@@ -74,6 +77,7 @@ class ModalSettings:
     agent_idle_s: int = 120
     agent_wait_s: int = 90
     agent_snapshot: bool = False
+    render_containers: int = 4
     scaledown_s: int = 300
     orchestrator_containers: int = 1
     orchestrator_requests: int = 500
@@ -167,7 +171,12 @@ class ModalSettings:
         """The orchestrator's environment, but for keys, the store's address, which holds a password, and its own address."""
         most = str(self.sessions * self.agent_containers)
         known = {name: value for name, value in self.variables().items() if name != "REDIS_URL"}
-        return known | {"AGENT_POOL": "modal", "AGENT_SESSIONS_MAX": most, "STORE_PATH": ":memory:"}
+        own = {"AGENT_POOL": "modal", "AGENT_SESSIONS_MAX": most, "STORE_PATH": ":memory:"}
+        return known | own | self.render_variables()
+
+    def render_variables(self) -> dict[str, str]:
+        """Where renders are, for the orchestrator and for the containers that make them."""
+        return {"RENDERS_DIR": RENDERS, "RENDERS_QUEUE": f"modal://{self.modal_app}"}
 
     def _faults(self) -> list[str]:
         limits: dict[str, tuple[float, float]] = {
@@ -183,6 +192,7 @@ class ModalSettings:
             "agent_idle_s": (30, 3600),
             "agent_wait_s": (1, 600),
             "scaledown_s": (2, 3600),
+            "render_containers": (1, 1000),
             "orchestrator_containers": (1, 100),
             "orchestrator_requests": (1, 1000),
         }

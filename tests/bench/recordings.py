@@ -23,6 +23,7 @@ from tests.net.hearing import lines, smoothness
 from tests.net.stack import Stack, stack
 from tests.net.world import World
 from tests.servers.nginx_rtmp import NginxRtmp
+from tests.servers.puller import Received
 
 _UTTERANCE_S = 10
 _TAIL_S = 0.5
@@ -60,7 +61,7 @@ async def _session(running: Stack, server: NginxRtmp, seconds: int, interruption
         rate, dark = smoothness(live.viewer, begun, ended)
         in_room, by_voice = _heard(live, begun)
     watcher.close()
-    streamed = [piece for push in range(len(list(server.files()))) for piece in pieces(await server.kept(push))]
+    streamed = [piece for push in range(len(server.files())) for piece in _heard_by(watcher, await server.kept(push))]
     filmed, skews = _filmed(film)
     lost, unheard = _missing([*in_room, *streamed], filmed), _missing(by_voice, filmed)
     note = f"{state['parts']} parts, {state['seconds']:.0f} s, {state['bytes'] / 1e6:.1f} MB; all spoken: {spoke}"
@@ -148,6 +149,14 @@ def _heard(live: Live, begun: float) -> tuple[list[Seen], list[Seen]]:
         found = [piece for at, pcm in strand(blocks) for piece in decode(at, pcm) if piece.at >= begun]
         of[live.viewer.owners.get(track, "").startswith("voice-")] += found
     return of[False], of[True]
+
+
+def _heard_by(watcher: Watcher, kept: Received) -> list[Seen]:
+    """The pieces of a push that was kept, at the times at which the watcher heard them; its stream has a time of its own."""
+    late = float(np.median([came - at for came, (at, _) in zip(watcher.sounds_at, watcher.sound, strict=False)]))
+    watched, found = {piece.number: piece.at + late for piece in pieces(watcher)}, pieces(kept)
+    shift = float(np.median([watched[piece.number] - piece.at for piece in found if piece.number in watched]))
+    return [Seen(piece.number, piece.at + shift, piece.ms) for piece in found]
 
 
 def _quiet_s(live: Live) -> float:

@@ -10,6 +10,7 @@ import pytest
 from modal._partial_function import _PartialFunctionFlags
 from modal.cli import import_refs
 
+from musetalk_agent.renders.render_job import TRIES_MOST
 from tests.modal.inspected import FILE, ROOT, inspected
 
 REDIS = "rediss://:hidden@redis.example:6380"
@@ -24,7 +25,7 @@ def named(*names: str) -> list[str]:
 
 
 def test_it_is_deployment_only() -> None:
-    assert FILE.read_text("utf-8").count("\n") <= 240
+    assert FILE.read_text("utf-8").count("\n") <= 260
 
 
 def test_the_orchestrator(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +37,12 @@ def test_the_orchestrator(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (asked["max_containers"], asked["target_concurrent_inputs"]) == (None, None), (
         "alone, and room for a successor"
     )
-    assert asked["gpu"] is None and not asked["volumes"] and not asked["is_sessioned"] and asked["is_server"]
+    assert (
+        asked["gpu"] is None
+        and list(asked["volumes"]) == ["/root/renders"]
+        and not asked["is_sessioned"]
+        and asked["is_server"]
+    )
     assert (asked["cpu"], asked["memory"], asked["enable_memory_snapshot"]) == (2, 2048, False)
     assert secrets_of(asked) == named("livekit", "musetalk-keys")
     environment = here.environment("Orchestrator")
@@ -72,9 +78,25 @@ def test_the_agents_weights_are_read_only_and_the_names_of_volumes_are_known(mon
     assert written._name == "musetalk-models" and written._mount_options is None
 
 
+def test_renders_have_workers_of_their_own_on_the_agents_card_and_share_a_volume(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = inspected(monkeypatch, MODAL_APP="shop", RENDER_CONTAINERS="7", AGENT_GPU="H100")
+    asked, front = here.asked["Renderer.*"], here.asked["Orchestrator"]
+    assert (asked["gpu"], asked["max_containers"], asked["timeout"]) == ("H100", 7, 4 * 3600)
+    assert asked["max_concurrent_inputs"] in (None, 1), "one ticket at a time has the card"
+    assert asked["volumes"]["/root/renders"]._name == front["volumes"]["/root/renders"]._name == "shop-renders"
+    assert sorted(asked["volumes"]) == ["/root/MuseTalk/models", "/root/avatars", "/root/kernels", "/root/renders"]
+    for environment in (here.environment("Renderer.*"), here.environment("Orchestrator")):
+        assert (environment["RENDERS_DIR"], environment["RENDERS_QUEUE"]) == ("/root/renders", "modal://shop")
+    assert "RENDERS_DIR" not in here.environment("Agent"), "live sessions have their containers to themselves"
+    assert asked["retries"].max_retries == TRIES_MOST, "the try beyond the last one says that it has failed"
+
+
 def test_the_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     here = inspected(monkeypatch)
-    assert sorted(here.asked) == ["Agent", "Orchestrator", "build_plans", "doctor_on_card", "fetch_models", "smoke"]
+    functions = ["build_plans", "doctor_on_card", "fetch_models", "smoke"]
+    assert sorted(here.asked) == ["Agent", "Orchestrator", "Renderer.*", *functions]
     assert {asked["app"] for asked in here.asked.values()} == {"musetalk-livekit"}
     fetch, smoke = here.asked["fetch_models"], here.asked["smoke"]
     assert fetch["timeout"] == 3600 and not secrets_of(fetch) and not fetch.get("gpu")

@@ -68,6 +68,8 @@ async def test_both_services_run_as_in_their_containers_and_one_session_goes_thr
         AGENT_API_KEY=AGENT_KEY,
         AGENT_POOL="static",  # there is no Modal here: the rest is as deployed
         AGENT_URL=agent_url,
+        RENDERS_DIR=str(tmp_path / "renders"),
+        RENDERS_QUEUE="",
         VOICE="espeak:en-us",
     )
     service = await agent.start()
