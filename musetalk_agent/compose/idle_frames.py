@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import mmap
+from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from typing import Generic
@@ -50,6 +51,7 @@ class IdleFrames(Generic[F]):
         timeline: which frames these are.
         first: the idle frame that is already shown.
         executor: threads that make the frames.
+        watched: whether anybody sees them. While nobody does the loop goes on, and no frame is made for it.
     """
 
     def __init__(
@@ -59,8 +61,9 @@ class IdleFrames(Generic[F]):
         clock: Clock,
         executor: Executor,
         first: VideoFrame,
+        watched: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._timeline, self._cursor = timeline, cursor
+        self._timeline, self._cursor, self._watched = timeline, cursor, watched
         self._clock, self._executor = clock, executor
         self._shown = timeline.at(max(0, cursor.shown)), first
         self._next: tuple[ShownFrame[F], asyncio.Future[VideoFrame]] | None = None
@@ -69,7 +72,7 @@ class IdleFrames(Generic[F]):
     def prepare(self) -> None:
         """Starts making the next idle frame, unless it is ready or another one is being made. Call it on the event loop."""
         look = self._timeline.at(self._cursor.next_idle())
-        if look == self._shown[0]:
+        if look == self._shown[0] or not self._watched():
             return
         if self._next is not None and (self._next[0] == look or not self._next[1].done()):
             return
@@ -80,12 +83,14 @@ class IdleFrames(Generic[F]):
         self._next = look, making
 
     def take(self) -> VideoFrame | None:
-        """The next idle frame; the loop moves on. None, counted in `late`, when it is not made yet: the loop then stays.
+        """The next idle frame, while nobody watches the last one that was made; the loop moves on.
+
+        None, counted in `late`, when it is not made yet: the loop then stays.
 
         Raises what making the frame raised.
         """
         look = self._timeline.at(self._cursor.next_idle())
-        if look != self._shown[0]:
+        if look != self._shown[0] and self._watched():
             if self._next is None or self._next[0] != look or not self._next[1].done():
                 self.late += 1
                 self.prepare()

@@ -79,7 +79,7 @@ class Pipeline:
         self._timeline, self._cursor = timeline, cursor
         cursor.idle()
         self.renderer = FrameRenderer(context)
-        idle = IdleFrames(timeline, cursor, clock, executor, self.first)
+        idle = IdleFrames(timeline, cursor, clock, executor, self.first, lambda: publisher.state.watched)
         self._idle = idle
         self.player = Player(context, self.renderer, idle, outputs)
         self._segment: Segment | None = None

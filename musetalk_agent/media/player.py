@@ -35,12 +35,14 @@ START_TIMEOUT_S = 0.6
 class PlayerStatistics:
     """What was shown and heard. Latencies are milliseconds from a frame's last PCM to its publishing, newest last; `late_ms` is
     how long after its audio was due a speaking frame was published. `failed` frames have no patch: the idle frame was shown in
-    their place, and they count neither as spoken nor in the latencies. `clock_late` is how much after the moment that it waited for
-    each frame left, by the time of a frame: what makes frames late by itself does not count.
+    their place; `unwatched` ones were not drawn, since nobody watched. Neither counts as spoken or in the latencies.
+    `clock_late` is how much after the moment that it waited for each frame left, by the time of a frame: what makes frames late by
+    itself does not count.
     """
 
     spoken: int = 0
     failed: int = 0
+    unwatched: int = 0
     idle: int = 0
     underruns: int = 0
     cut: int = 0
@@ -115,6 +117,7 @@ class Player:
         return {
             "spoken": statistics.spoken,
             "failed": statistics.failed,
+            "unwatched": statistics.unwatched,
             "idle": statistics.idle,
             "idle_late": self._idle.late,
             "dropped": self._scheduler.dropped,
@@ -362,12 +365,15 @@ class Player:
 
     def _show(self, made: RenderedFrame, due: float, *, dropped: bool) -> None:
         self._cursor.show(made.tick)
-        good = not (dropped or made.failed)
+        good = not (dropped or made.failed or made.frame is None)
         if not dropped:
-            self._push(made.frame, due)
+            frame = made.frame or self._latest
+            if frame is not None:
+                self._push(frame, due)
             self._shown = None if made.failed else made
             self.statistics.spoken += good
             self.statistics.failed += made.failed
+            self.statistics.unwatched += made.frame is None
         if made.segment is not None:
             if good:
                 made.segment.stages.reach(PUBLISHED)

@@ -118,10 +118,11 @@ class OpenFace(ShownFace):
 class RenderedFrame:
     """A frame that is ready, with what the next one may need to know of it. Closing frames have no frame number.
 
-    `failed`: the engine made no patch for it, so that it is the idle frame.
+    `frame` is None where nobody watches, so that it was not drawn: what was shown last stays. `failed`: the engine made no patch
+    for it, so that it is the idle frame.
     """
 
-    frame: VideoFrame
+    frame: VideoFrame | None
     segment: Segment | None
     tag: Tag
     tick: int
@@ -138,8 +139,14 @@ class _InFlightFrame:
     feature: Feature
     blend_weight: float
     look: ShownFrame[OpenFace]
-    patch: Result
+    patch: Result | None
     leaving: Result | None = None
+
+    def cancel(self) -> None:
+        """What the engine has not begun for it is not made."""
+        for ordered in (self.patch, self.leaving):
+            if ordered is not None:
+                ordered.cancel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,16 +418,16 @@ class FrameRenderer:
         if segment is not None:
             self._motion.speak(tick, stress)
         look = self._timeline.at(tick)
-        request = PatchRequest(look.face.engine_session, look.idle_index, feature, blend_weight)
-        going: PatchRequest | None = None
-        if look.leaving is not None:
-            old = look.leaving
-            going = PatchRequest(old.face.engine_session, old.idle_index, feature, blend_weight)
-        # a session with many frames ready can wait longer than one with none
-        deadline = self._clock.now() + (len(self.ready) + 1) / self._fps
         self._last = (feature, blend_weight)
-        patch = self._batcher.submit(request, deadline)
-        leaving = self._batcher.submit(going, deadline) if going is not None else None
+        patch = leaving = None
+        if self._publisher.state.watched:
+            # a session with many frames ready can wait longer than one with none
+            deadline = self._clock.now() + (len(self.ready) + 1) / self._fps
+            request = PatchRequest(look.face.engine_session, look.idle_index, feature, blend_weight)
+            patch = self._batcher.submit(request, deadline)
+            if (old := look.leaving) is not None:
+                going = PatchRequest(old.face.engine_session, old.idle_index, feature, blend_weight)
+                leaving = self._batcher.submit(going, deadline)
         flight = _InFlightFrame(segment, tag, tick, feature, blend_weight, look, patch, leaving)
         await self._in_flight.put(flight)
         if tag.generation != self.generation:
@@ -432,27 +439,18 @@ class FrameRenderer:
             flight
         ) in self._in_flight.items():  # nothing awaits these: `_compose` took the one that it awaits out of the channel
             if flight.tag.generation != self.generation:
-                flight.patch.cancel()
-                if flight.leaving is not None:
-                    flight.leaving.cancel()
+                flight.cancel()
         self._in_flight.discard(lambda flight: flight.tag.generation != self.generation)
 
     async def _compose(self) -> None:
         while True:
             flight = await self._in_flight.get()
-            look = flight.look
-            patch, answered = await self._patch(flight.patch)
-            failed = not answered or (patch is None and flight.blend_weight > 0)
-            if not failed:
-                self._stats.add("patches", 1)
-            elif answered:
-                self._stats.fail("patches", UNFIT)
-            # without a patch the clip that goes away keeps its own mouth for the moment
-            leaving = None if flight.leaving is None else (await self._patch(flight.leaving))[0]
-            frame = await self._in_thread(partial(_composed, look, patch, leaving, flight.tag))
+            frame: VideoFrame | None = None
+            failed = False
+            if flight.patch is not None:
+                frame, failed = await self._drawn(flight, flight.patch)
             if flight.tag.generation != self.generation:
                 continue
-            self._stats.add("composed", 1)
             made = RenderedFrame(
                 frame, flight.segment, flight.tag, flight.tick, flight.feature, flight.blend_weight, failed
             )
@@ -464,6 +462,21 @@ class FrameRenderer:
                 flight.segment.frame_made()
                 flight.segment.stages.reach(FRAME)
             self._wake_player()
+
+    async def _drawn(self, flight: _InFlightFrame, ordered: Result) -> tuple[VideoFrame, bool]:
+        """The frame with the patch that was ordered, and whether the engine failed."""
+        patch, answered = await self._patch(ordered)
+        failed = not answered or (patch is None and flight.blend_weight > 0)
+        if not failed:
+            self._stats.add("patches", 1)
+        elif answered:
+            self._stats.fail("patches", UNFIT)
+        # without a patch the clip that goes away keeps its own mouth for the moment
+        leaving = None if flight.leaving is None else (await self._patch(flight.leaving))[0]
+        frame = await self._in_thread(partial(_composed, flight.look, patch, leaving, flight.tag))
+        if flight.tag.generation == self.generation:
+            self._stats.add("composed", 1)
+        return frame, failed
 
     async def _patch(self, patch: asyncio.Future[Patch | None]) -> tuple[Patch | None, bool]:
         """A patch that was ordered, and whether the engine answered. Returns None where the face does not fit."""

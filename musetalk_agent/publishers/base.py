@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class PublisherState:
-    """What a publisher knows of its own connection; it keeps the one object up to date."""
+    """What a publisher knows of its own connection; it keeps the one object up to date.
+
+    `watched` is False while nobody gets the frames: those that are pushed need not be drawn.
+    """
 
     connected: bool = False
     reconnecting: bool = False
     subscribed: bool = False
     viewers: int = 0
+    watched: bool = True
     tracks: list[TrackInfo] = field(default_factory=list)
     published_frames: int = 0
     acknowledged_frames: int = 0

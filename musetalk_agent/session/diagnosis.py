@@ -42,6 +42,7 @@ class DiagnosisInput:
     join_error: str | None = None
     viewers: int = 0
     subscribed: bool = False
+    watched: bool = True
     suspicion: Suspicion | None = None
     suspicion_text: str = ""
     failing: str | None = None
@@ -129,6 +130,11 @@ class PipelineStats:
                 DiagnosisCode.TRACK_NOT_SUBSCRIBED,
                 "The avatar publishes, but nobody in the room subscribes to it "
                 f"({facts.viewers} viewers): join with viewer_token and subscribe to its tracks.",
+            ),
+            (
+                not facts.watched,
+                DiagnosisCode.TRACK_NOT_SUBSCRIBED,
+                "The avatar is heard, but nobody subscribes to its video: no frame is drawn until somebody does.",
             ),
         ]
         return [(code, message) for holds, code, message in causes if holds]

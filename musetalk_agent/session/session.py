@@ -231,6 +231,8 @@ class Session:
     def remove_tap(self, tap: MediaTap) -> None:
         """Hands it nothing more. Idempotent."""
         self._taps.remove(tap)
+        if self._taps.empty and isinstance(self.publisher, TappedPublisher):
+            self.publisher.tap = None  # else it takes itself for watched
 
     async def _end_unopened(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         """What `error` kept from opening, if anything did, is ended as failed."""
@@ -456,6 +458,7 @@ class Session:
             join_error=state.error,
             viewers=state.viewers,
             subscribed=state.subscribed,
+            watched=state.watched,
             suspicion=finding.suspicion if finding else None,
             suspicion_text=finding.text if finding else "",
             failing=f"The engine {self.engine} failed on {failed:.0%} of the last frames, which show the idle clip instead."

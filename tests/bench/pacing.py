@@ -1,8 +1,9 @@
 """`python -m tests.bench.pacing`: how many rooms one process paces, with an engine that costs little and real publishers.
 
 Whole sessions of the agent (pattern engine, compositor, player, failover publisher, LiveKit's SDK) in this process, all speaking
-throughout, and a livekit-server beside it. Nobody watches: the SDK encodes all the same, and no decoder takes the cores. With
-`--engine warp --sessions 1` the demo's face speaks, and `encoding` is what the codec costs.
+throughout, and a livekit-server beside it. Nobody watches, so that no decoder takes the cores: the SDK encodes all the same, as it
+is told here; with `--unwatched` it does not, as in an agent. With `--engine warp --sessions 1` the demo's face speaks, and
+`encoding` is what the codec costs.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import AsyncExitStack
+from collections.abc import Callable
+from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import psutil
@@ -35,8 +38,8 @@ from tests.viewer import join_token
 
 BLOCK = 1600
 """Samples: 100 ms, about as much as the orchestrator sends at once of what it has."""
-SETTLE_S = 5.0
-"""Until the estimation of bandwidth has opened up, and everybody speaks."""
+SETTLE_S, UNWATCHED_S = 5.0, 12.0
+"""Until the estimation of bandwidth has opened up, and everybody speaks; until the server has told the SDK that nobody watches."""
 RATE_BAR, SKEW_BAR_MS, SESSIONS_BAR = 1.0, 40.0, 8
 _TICK_S = 0.01
 _ONE_THREAD = "OPENBLAS_NUM_THREADS"
@@ -119,7 +122,7 @@ async def together(
         tasks.append(asyncio.create_task(watch_loop(lags)))
         for task in tasks:
             ending.callback(task.cancel)
-        await asyncio.sleep(SETTLE_S)
+        await asyncio.sleep(UNWATCHED_S if options.unwatched else SETTLE_S)
         lags.clear()
         for one in sessions:
             one.pipeline.player.statistics.late_ms.clear()
@@ -211,6 +214,11 @@ def row(paced: Paced) -> str:
     return f"{paced.sessions:2} sessions: least {paced.fps:.2f} fps; {late}; missing {paced.missing}; {cores}"
 
 
+def encoding_all(options: type[rtc.RoomOptions]) -> Callable[..., rtc.RoomOptions]:
+    """Makes options with which the SDK encodes what nobody subscribes to."""
+    return lambda **given: options(**{**given, "dynacast": False})
+
+
 def main() -> int:
     """Prints a line for each number of sessions, then the figure."""
     parser = argparse.ArgumentParser(prog="pacing", description=__doc__)
@@ -219,14 +227,18 @@ def main() -> int:
     parser.add_argument("--engine", choices=["pattern", "warp"], default="pattern")
     parser.add_argument("--codec", choices=[codec.value for codec in VideoCodec], default=VideoCodec.VP8.value)
     parser.add_argument("--simulcast", action="store_true")
+    parser.add_argument(
+        "--unwatched", action="store_true", help="video that nobody subscribes to is not made (from 10 s on)"
+    )
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--height", type=int, default=512)
     parser.add_argument("--fps", type=int, default=25)
     options = parser.parse_args()
     if _ONE_THREAD not in os.environ:  # as `musetalk-agent` has it, and read when numpy is loaded
         os.execve(sys.executable, [*sys.orig_argv], {**os.environ, _ONE_THREAD: "1"})
-    for figure in asyncio.run(pacing(options)):
-        print(figure.line())
+    with nullcontext() if options.unwatched else patch.object(rtc, "RoomOptions", encoding_all(rtc.RoomOptions)):
+        for figure in asyncio.run(pacing(options)):
+            print(figure.line())
     return 0
 
 

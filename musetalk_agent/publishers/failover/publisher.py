@@ -148,6 +148,7 @@ class FailoverPublisher:
     def push_video(self, frame: VideoFrame, due: float | None = None) -> None:
         """Shows a frame on every way that is open."""
         self._transports.show(frame, due)
+        self.state.watched = self.tap is not None or self._transports.watched
         if self.tap is not None:
             self.tap.offer_video(self._clock.now(), frame)
         if self._rung is not TransportKind.NONE:

@@ -191,6 +191,13 @@ class TransportManager:
         """A room's statistics are being read, so that `on_reading` is called by itself."""
         return self.room is not None
 
+    @property
+    def watched(self) -> bool:
+        """Whether anybody may get the frames: False where the room is all there is, and nobody subscribes to its video."""
+        if self.room is None or self.stream is not None or self.whip is not None:
+            return True
+        return self.room.state.watched or self.room.state.reconnecting
+
     def show(self, frame: VideoFrame, due: float | None = None) -> None:
         """A frame for everything that is open; `due` as in `Publisher.push_video`."""
         self.latest = frame

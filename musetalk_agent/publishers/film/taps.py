@@ -12,6 +12,11 @@ class MediaTaps:
     def __init__(self) -> None:
         self._taps: tuple[MediaTap, ...] = ()
 
+    @property
+    def empty(self) -> bool:
+        """There is none."""
+        return not self._taps
+
     def add(self, tap: MediaTap) -> None:
         """Passes media to `tap` from now on. Idempotent."""
         if tap not in self._taps:

@@ -1,7 +1,7 @@
 """Keeps from a room the SDK's events that are not its own.
 
-The SDK (1.2) hands every event of the process to every room: the answer to each block of audio, and to each look at the statistics.
-With n rooms that is n² events, each with three callbacks of the event loop. docs/reference/performance.md has what it costs.
+The SDK (1.2) hands every event of the process to every room: the answer to each block of audio, look at the statistics and packet
+of data. With n rooms that is n² events, each with three callbacks of the event loop: docs/reference/performance.md has the cost.
 """
 
 from __future__ import annotations
@@ -16,13 +16,20 @@ from livekit.rtc._ffi_client import FfiClient
 log = logging.getLogger(__name__)
 
 _ELSEWHERE = frozenset(
-    {"audio_stream_event", "video_stream_event", "capture_audio_frame", "get_session_stats", "get_stats"}
+    {
+        "audio_stream_event",
+        "video_stream_event",
+        "capture_audio_frame",
+        "get_session_stats",
+        "get_stats",
+        "publish_data",
+    }
 )
 """Those that wait for them have subscriptions of their own."""
 
 
 def own_events_only(room: rtc.Room) -> bool:
-    """From now on `room`, which is joined, gets no answers to audio and statistics, and no events of other rooms.
+    """From now on `room`, which is joined, gets no answers to audio, statistics and data, and no events of other rooms.
 
     Returns whether that was done: the SDK has no public name for it, and with one that is built otherwise nothing is changed.
     """

@@ -26,6 +26,7 @@ from musetalk_agent.protocol.sdk_errors import SdkError, clean_up, sdk_errors, w
 from musetalk_agent.publishers.base import Lost, PublisherState
 from musetalk_agent.publishers.livekit.detached_connect import abandon, leave
 from musetalk_agent.publishers.livekit.event_filter import own_events_only
+from musetalk_agent.publishers.livekit.heartbeat import keep_answers_coming
 from musetalk_agent.publishers.livekit.stats import Liveness, TransportStats, read
 from musetalk_agent.publishers.livekit.transcription import CaptionWriter
 from musetalk_agent.publishers.livekit.video_track import LiveKitVideoSource, VideoEncoding
@@ -102,7 +103,7 @@ class LiveKitPublisher:
         self._lost: Lost | None = None
         self._closing = False
         self._captions = CaptionWriter(self._room, self._audio_sid)
-        self._stats: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._connecting: asyncio.Task[None] | None = None
 
     async def open(self, first: VideoFrame, lost: Lost) -> None:
@@ -112,7 +113,7 @@ class LiveKitPublisher:
         if self._options.publishes_audio:
             self._audio = rtc.AudioSource(ROOM_RATE, 1, queue_size_ms=QUEUE_MS)
         self._camera = LiveKitVideoSource(first)
-        options = rtc.RoomOptions(auto_subscribe=False, dynacast=False, connect_timeout=CONNECT_TIMEOUT_S)
+        options = rtc.RoomOptions(auto_subscribe=False, dynacast=True, connect_timeout=CONNECT_TIMEOUT_S)
         self._connecting = asyncio.create_task(
             self._room.connect(self._options.url, self._options.token, options), name="livekit-connect"
         )
@@ -137,7 +138,8 @@ class LiveKitPublisher:
         self.state.connected = True
         self.liveness = Liveness(self._clock.now())
         self._count_viewers()
-        self._stats = asyncio.create_task(supervise("livekit-stats", self._poll_stats), name="livekit-stats")
+        jobs = {"livekit-stats": self._poll_stats, "livekit-heartbeat": self._keep_answers_coming}
+        self._tasks = [asyncio.create_task(supervise(name, job), name=name) for name, job in jobs.items()]
 
     async def push_audio(self, block: Pcm) -> None:
         """Hands a block to the SDK and takes its back-pressure as the truth about the queue."""
@@ -212,9 +214,9 @@ class LiveKitPublisher:
         if self._closing:
             return
         self._closing = True
-        if self._stats is not None:
-            self._stats.cancel()
-            await asyncio.gather(self._stats, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._connecting is not None and not self._connecting.done():
             await asyncio.wait([self._connecting], timeout=_JOIN_GRACE_S)
             if not self._connecting.done():
@@ -316,9 +318,13 @@ class LiveKitPublisher:
             self.liveness.note(reading, self._clock.now(), time.time() * 1000)
             if reading is not None:
                 self.reading = reading
+                self.state.watched = reading.encodes
                 self._acknowledge(reading)
             if self._on_reading is not None:
                 self._on_reading()
+
+    async def _keep_answers_coming(self) -> None:
+        await keep_answers_coming(self._room, lambda: not self.state.watched)
 
     def _acknowledge(self, reading: TransportStats) -> None:
         """Frames the SFU acknowledges: those sent, less the share its receiver reports as lost."""

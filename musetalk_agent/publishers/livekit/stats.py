@@ -1,8 +1,8 @@
 """What the SDK's statistics say of the way to the SFU: whether anything comes back, and how much fits.
 
 Liveness is the count of packets received on the candidate pairs, and the time of the last one. Feedback about the frames
-(transport-wide congestion control) comes every 0.1 to 0.3 s as long as frames flow, with a viewer or without; STUN answers alone
-would be 2.5 s apart. Measured: docs/explanation/failover.md.
+(transport-wide congestion control) comes every 0.1 to 0.3 s as long as frames flow. Without them receiver reports would be 1 s and
+STUN answers 2.5 s apart; then `heartbeat.py` asks for answers. Measured: docs/explanation/failover.md.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class TransportStats:
     frames_encoded: int = 0
     encode_s: float = 0.0
     limited: bool = False  # the encoder is held back for want of bandwidth
+    encodes: bool = True  # False while the SDK encodes no video, since nobody subscribes to it
     reports: int = 0
     fraction_lost: float = 0.0
     width: int = 0
@@ -71,6 +72,7 @@ def _read_video(found: TransportStats, layers: list[Any], codecs: dict[str, str]
     found.frames_sent, found.codec = largest.outbound.frames_sent, codecs.get(largest.stream.codec_id, "")
     found.width, found.height = largest.outbound.frame_width, largest.outbound.frame_height
     found.frames_encoded, found.encode_s = smallest.frames_encoded, smallest.total_encode_time
+    found.encodes = any(layer.outbound.active for layer in layers)
     found.limited = any(layer.outbound.quality_limitation_reason == _BANDWIDTH for layer in sent)
 
 

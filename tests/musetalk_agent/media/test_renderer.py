@@ -46,6 +46,62 @@ async def test_frames_of_a_cleared_generation_never_reach_the_device(executor: T
         assert engine.frames - under_way <= 1  # the frame that the compositor was waiting for
 
 
+class Counting(PatternEngine):
+    """Counts the frames that it makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames = 0
+
+    def infer(self, batch: Sequence[PatchRequest]) -> list[Patch | None]:
+        self.frames += len(batch)
+        return super().infer(batch)
+
+
+async def test_nothing_is_drawn_while_nobody_watches_and_the_voice_and_its_events_go_on(
+    executor: ThreadPoolExecutor,
+) -> None:
+    engine = Counting()
+    async with stand(executor, engine=engine, frames=9) as made:
+        made.pipeline.renderer._publisher.state.watched = False
+        await made.pass_time(0.2)
+        idle_indices = made.idle_indices[-3:]
+        made.pipeline.begin(1, 16_000)
+        made.pipeline.push(tone(1))
+        made.pipeline.end()
+        await made.pass_time(2)
+        report = made.pipeline.player.report()
+        assert (engine.frames, report["unwatched"], report["spoken"], report["failed"]) == (0, 25, 0, 0)
+        assert report["dropped"] == report["held"] == report["idle_late"] == 0
+        assert sum(len(block) for _, block in made.sound) == 48_000
+        assert made.kinds()[-1] == "playback.finished"
+        assert len(made.pictures) == 61 and not made.whites()  # a picture every 40 ms all the same
+        assert len(set(idle_indices)) == 1 and set(made.idle_indices[-40:]) == set(idle_indices)
+        made.pipeline.renderer._publisher.state.watched = True
+        made.pipeline.begin(2, 16_000)
+        made.pipeline.push(tone(1))
+        made.pipeline.end()
+        await made.pass_time(2)
+        report = made.pipeline.player.report()
+        assert (report["unwatched"], report["spoken"]) == (25, 25)
+        assert len(made.whites()) == 1 and len(set(made.idle_indices[-30:])) > 5
+
+
+async def test_a_viewer_who_comes_in_the_middle_of_a_word_sees_its_lips(executor: ThreadPoolExecutor) -> None:
+    async with stand(executor) as made:
+        made.pipeline.renderer._publisher.state.watched = False
+        made.pipeline.begin(1, 16_000)
+        made.pipeline.push(tone(2))
+        await made.pass_time(0.6)
+        assert not made.whites()
+        made.pipeline.renderer._publisher.state.watched = True
+        await made.pass_time(0.6)  # eight frames were ready
+        assert made.whites() and made.pictures[-1][1]
+        made.pipeline.clear()
+        await made.pass_time(0.6)
+        assert not made.pictures[-1][1]
+
+
 class Unfit(PatternEngine):
     """Makes nothing that can be shown."""
 

@@ -33,7 +33,7 @@ async def room() -> rtc.Room:
 
 async def test_a_room_gets_what_is_its_own_and_nothing_else(room: rtc.Room) -> None:
     assert own_events_only(room)
-    kinds = ["capture_audio_frame", "get_session_stats", "get_stats", "audio_stream_event"]
+    kinds = ["capture_audio_frame", "publish_data", "get_session_stats", "get_stats", "audio_stream_event"]
     wanted = ["publish_track", "unpublish_track", "rpc_method_invocation", "text_stream_open"]
     for each in [*(event(kind) for kind in kinds), event("room_event", 8), *map(event, wanted), event("room_event", 7)]:
         FfiClient.instance.queue.put(each)

@@ -107,6 +107,40 @@ async def test_both_tracks_idle_and_speech_in_step(livekit_server: LiveKitAccess
         assert session.diagnose().code is DiagnosisCode.OK
 
 
+async def test_video_that_nobody_subscribes_to_is_neither_drawn_nor_encoded_and_comes_back_for_who_does(
+    livekit_server: LiveKitAccess, executor: ThreadPoolExecutor
+) -> None:
+    async with on_air(livekit_server, executor) as session:
+        await session.start()
+        publisher = session.publisher
+        assert isinstance(publisher, LiveKitPublisher)
+        session.receiver.take(START % 1)
+        session.receiver.take(tone(90).tobytes())
+        await until(lambda: not publisher.state.watched)
+        await until(lambda: session.pipeline.player.statistics.unwatched > 25)
+        resting, drawn = publisher.reading, session.pipeline.player.statistics.spoken
+        # the server answers heartbeats while it gets no frames, so that its loss would still be noticed
+        await until(lambda: publisher.reading.packets_received > resting.packets_received + 20)
+        assert publisher.reading.frames_encoded == resting.frames_encoded
+        assert session.pipeline.player.statistics.spoken == drawn
+        assert session.diagnose().code is DiagnosisCode.TRACK_NOT_SUBSCRIBED
+        hearing = await Viewer(watches=False).join(livekit_server.url, join_token(livekit_server, ROOM, "hears"))
+        try:
+            await until(lambda: publisher.state.subscribed and hearing.heard(0.0))
+            await until(lambda: not publisher.state.watched)
+            await until(lambda: "nobody subscribes to its video" in session.diagnose().message)
+        finally:
+            await hearing.leave()
+        viewer = await Viewer().join(livekit_server.url, join_token(livekit_server, ROOM, "viewer"))
+        try:
+            await until(lambda: viewer.video)
+            await until(lambda: viewer.video[-1][1] > 160)  # a mouth that is open, as in all of this tone
+            await until(lambda: session.diagnose().code is DiagnosisCode.OK)
+            assert session.pipeline.player.statistics.spoken > drawn
+        finally:
+            await viewer.leave()
+
+
 async def test_clear_silences_the_room(livekit_server: LiveKitAccess, executor: ThreadPoolExecutor) -> None:
     async with watching(livekit_server) as viewer, on_air(livekit_server, executor) as session:
         await session.start()

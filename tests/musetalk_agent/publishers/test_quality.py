@@ -9,9 +9,10 @@ import pytest
 from musetalk_agent.agent_metrics import ADAPTATION_STEP
 from musetalk_agent.protocol.http import Transport
 from musetalk_agent.publishers.failover.quality import STEPS, QualityController
+from musetalk_agent.publishers.film.taps import MediaTaps
 from musetalk_agent.publishers.livekit.stats import TransportStats
 from musetalk_agent.publishers.stream.sink import StreamOptions
-from tests.musetalk_agent.publishers.fake_ways import FIRST, FakeRoom, FakeStream, World, world
+from tests.musetalk_agent.publishers.fake_ways import ADDRESS, FIRST, FakeRoom, FakeStream, World, world
 
 __all__ = ["world"]
 
@@ -65,6 +66,30 @@ async def a_room(world: World) -> FakeRoom:
 
 def a_stream(world: World) -> FakeStream:
     return FakeStream(world, "rtmp", StreamOptions("", 25, 64, 64, BITRATE), lambda: None)
+
+
+async def test_frames_are_wanted_by_a_rooms_subscribers_by_streams_and_by_recordings(world: World) -> None:
+    await world.begin(address=ADDRESS)
+    await world.joined()
+    room, publisher = world.room, world.publisher
+
+    def watched() -> bool:
+        publisher.push_video(FIRST)
+        return publisher.state.watched
+
+    assert watched()
+    room.state.watched = False
+    assert not watched()
+    room.state.reconnecting = True  # what is known of its subscribers was known before
+    assert watched()
+    room.state.reconnecting = False
+    publisher.tap = MediaTaps()
+    assert watched()
+    publisher.tap = None
+    assert not watched()
+    world.publisher._transports.open_stream()
+    assert watched()
+    await world.ends()
 
 
 async def test_a_room_is_told_in_pictures_and_bits_a_second(world: World, watched: Watched) -> None:

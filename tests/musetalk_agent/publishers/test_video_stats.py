@@ -54,6 +54,7 @@ def test_a_size_that_is_not_sent_does_not_count() -> None:
 def test_one_size_is_read_whether_it_is_sent_or_not(active: bool) -> None:
     found = read([codec("C1", "video/VP8"), layer(512, 7, 0.1, active=active)])
     assert (found.frames_sent, found.width, found.codec, found.frames_encoded) == (7, 512, "vp8", 8)
+    assert found.encodes is active
 
 
 def test_without_video_nothing_is_known() -> None:

@@ -27,6 +27,7 @@ class Situation:
     fallback: bool
     viewers: int
     subscribed: bool
+    watched: bool
     note: str | None = field(default=None)
 
 
@@ -41,6 +42,7 @@ SITUATIONS = st.builds(
     fallback=st.booleans(),
     viewers=st.integers(0, 2),
     subscribed=st.booleans(),
+    watched=st.booleans(),
     note=st.none() | st.just("The engine is 'warp', not MuseTalk: no card."),
 )
 
@@ -62,7 +64,7 @@ def first_cause(s: Situation) -> DiagnosisCode:
         return code.ENGINE_SLOW
     if s.fallback:
         return code.RTMP_FALLBACK_ACTIVE
-    return code.OK if s.viewers and s.subscribed else code.TRACK_NOT_SUBSCRIBED
+    return code.OK if s.viewers and s.subscribed and s.watched else code.TRACK_NOT_SUBSCRIBED
 
 
 def funnel(s: Situation) -> PipelineStats:
@@ -79,6 +81,7 @@ def test_the_first_cause_along_the_list_is_told(s: Situation) -> None:
         joined=s.joined,
         viewers=s.viewers,
         subscribed=s.subscribed,
+        watched=s.watched,
         suspicion=s.suspicion,
         suspicion_text="It looks like floats." if s.suspicion else "",
         failing=s.failing,
