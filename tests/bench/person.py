@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
+from bisect import bisect_left
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -58,6 +60,8 @@ class Person:
     """Of each turn: seconds from the end of the question to an event."""
     turns: list[tuple[float, float]] = field(default_factory=list)
     """Of each turn with an answer: end of the question, first sound of the answer (monotonic)."""
+    _loud: dict[str, tuple[int, list[float]]] = field(default_factory=dict)
+    """Of each track: blocks looked at, and when a loud one came."""
     _saying: list[np.ndarray] = field(default_factory=list)
     _said_at: float = 0.0
 
@@ -73,17 +77,20 @@ class Person:
 
     def loud(self, since: float) -> list[float]:
         """When loud audio of the avatar came, to the sample: the first of each block."""
-        found = []
+        found: list[float] = []
         for sid, strand in list(self.viewer.strands.items()):
             if self.viewer.owners.get(sid) != self.started["avatar_identity"]:
                 continue
-            for at, block in reversed(strand):  # ten persons ask a hundred times a second
-                if at < since:
-                    break
+            seen, times = self._loud.get(
+                sid, (0, [])
+            )  # ten persons ask a hundred times a second: each block is looked at once
+            for at, block in strand[seen:]:
                 above = np.flatnonzero(np.abs(block.astype(int)) > LOUD)
                 if len(above):
-                    found.append(at - (len(block) - int(above[0])) / 16_000)
-        return sorted(at for at in found if at >= since)
+                    times.append(at - (len(block) - int(above[0])) / 16_000)
+            self._loud[sid] = len(strand), times
+            found += times[bisect_left(times, since) :]
+        return sorted(found)
 
     @property
     def answering(self) -> bool:
@@ -136,12 +143,14 @@ class Person:
 
     async def microphone(self) -> None:
         """Noise, and speech where there is some, in real time; never returns."""
-        noise = np.random.default_rng(1)
+        noise = np.clip(
+            np.random.default_rng(1).normal(0, NOISE, (499, _STEP)), -100, 100
+        )  # of five seconds, again and again
         rest = np.zeros(0, np.int16)
-        while True:
+        for step in itertools.count():
             if not len(rest) and self._saying:
                 rest = self._saying[0]
-            block = np.clip(noise.normal(0, NOISE, _STEP), -100, 100)
+            block = noise[step % len(noise)].copy()
             part, rest = rest[:_STEP], rest[_STEP:]
             block[: len(part)] += part
             await self.source.capture_frame(rtc.AudioFrame(block.astype("<i2").tobytes(), RATE, 1, _STEP))
