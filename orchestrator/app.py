@@ -28,12 +28,13 @@ from orchestrator.conversation.conversations import Conversations
 from orchestrator.conversation.tool_calls import ToolCaller, ToolCalls
 from orchestrator.events import EventBus
 from orchestrator.keys import Credentials, KeyRing, KeysFile, operators
-from orchestrator.livekit_rooms import Ingresses, Rooms, TokenMinter
+from orchestrator.livekit_rooms import Ingresses, LiveKitClient, Rooms, TokenMinter
 from orchestrator.metrics import Metrics
 from orchestrator.public_tokens import PublicTokens
 from orchestrator.quotas import Quotas
 from orchestrator.recording.film_store import FilmStore, FolderStore
 from orchestrator.recording.films import Films
+from orchestrator.recording.room_egress import RoomEgress
 from orchestrator.recovery import make_store, surviving
 from orchestrator.render_orders import Renders
 from orchestrator.routes import (
@@ -102,6 +103,7 @@ def create_app(settings: Settings, *, voices: Voices | None = None) -> FastAPI:
         try:
             await context.rooms.open()
             await context.ingresses.open()
+            await context.films.open()
             async with _trust(settings, access, metrics):
                 context.own_voices.open()
                 await context.renders.open()
@@ -249,7 +251,9 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
     conversations = Conversations(
         settings.conversation_options, bus, metrics, partial(_own_speech, address, access), tools=tools
     )
-    films = Films(_film_store(settings), agents, bus, metrics, settings.recording_days)
+    keys = settings.livekit
+    egress = RoomEgress(LiveKitClient(keys.url, keys.api_key, keys.api_secret), settings.egress_dir)
+    films = Films(_film_store(settings), agents, bus, metrics, settings.recording_days, egress)
     avatars, public_tokens = Avatars(settings.avatar_options, pool, agents), PublicTokens(store, settings.token_secret)
     services = SessionDeps(
         pool=pool,

@@ -192,6 +192,8 @@ class Settings(BaseSettings):
     """`s3://BUCKET/FOLDER` in place of the folder; keys and endpoint as `AWS_…`. Needs the extra [s3]."""
     recording_days: float = Field(default=7.0, gt=0, le=3650)
     """So long a film is kept after it changed last."""
+    egress_dir: Path | None = None
+    """Folder in which LiveKit Egress writes films of rooms, as both see it; without it no room is recorded."""
     drain_s: float = Field(default=20.0, ge=0, le=600)
     """How long SIGTERM lets speech that is under way be heard."""
     log_level: str = "INFO"

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -25,12 +26,19 @@ class StoreFailed(Exception):
     """The store could not be read or written; the message says why."""
 
 
+class FilmOf(StrEnum):
+    """Whom a film shows: the avatar, or all of its room by LiveKit Egress."""
+
+    AVATAR = "avatar"
+    ROOM = "room"
+
+
 class FilmIndex(BaseModel):
     """What is known of a film beside its bytes.
 
     `key` and `public_token` name whose it is. `size` bytes of it are stored. `dropped_frames` and `lost_audio` (blocks) were not
     encoded in time, `lost` fragments not fetched in time. `log_id` and `entry` say how far the agent's log is stored. Times are
-    Unix.
+    Unix. A film of a room has `egress_id`, once it is there `room_s` seconds, or `error` says why there is none.
     """
 
     session_id: str
@@ -51,6 +59,10 @@ class FilmIndex(BaseModel):
     log_id: str = ""
     entry: int = 0
     join: JoinState = JoinState()
+    of: FilmOf = FilmOf.AVATAR
+    egress_id: str = ""
+    room_s: float = 0.0
+    error: str = ""
 
 
 class FilmStore(Protocol):

@@ -15,8 +15,10 @@ from orchestrator.audio.heard_speech import HeardSpeech
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
 from orchestrator.recording.film_collector import FilmCollector
-from orchestrator.recording.film_store import FilmIndex, FilmStore, StoreFailed, is_name
+from orchestrator.recording.film_store import FilmIndex, FilmOf, FilmStore, StoreFailed, is_name
 from orchestrator.recording.growing_film import GrowingFilm
+from orchestrator.recording.room_egress import RoomEgress
+from orchestrator.recording.room_films import RoomFilms
 
 READY = "recording.ready"
 """Event: a film has stopped growing, and all of it can be read."""
@@ -50,6 +52,11 @@ class _Live:
     heard: HeardSpeech | None = None
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
+    @property
+    def filming(self) -> bool:
+        """Whether agents are to record it."""
+        return self.film.index.state is RecordingState.RECORDING and self.film.index.of is FilmOf.AVATAR
+
 
 class Films:
     """Every film. One event loop.
@@ -57,16 +64,32 @@ class Films:
     Args:
         store: where films are kept.
         days: how long a film is kept after it changed last.
+        egress: records rooms.
     """
 
-    def __init__(self, store: FilmStore, agents: AgentClient, events: EventBus, metrics: Metrics, days: float) -> None:
-        self.store, self._days = store, days
+    def __init__(
+        self,
+        store: FilmStore,
+        agents: AgentClient,
+        events: EventBus,
+        metrics: Metrics,
+        days: float,
+        egress: RoomEgress,
+    ) -> None:
+        self.store, self._days, self._egress = store, days, egress
+        self._rooms = RoomFilms(egress, lambda film: self._close(_Live(film)))
         self._agents, self._events, self._metrics = agents, events, metrics
         self._live: dict[str, _Live] = {}
         metrics.films.set_function(lambda: sum(live.collector is not None for live in self._live.values()))
 
+    async def open(self) -> None:
+        """Prepares what it needs of LiveKit; does not connect yet."""
+        await self._egress.open()
+
     async def aclose(self) -> None:
         """Stores what waits; films of sessions that go on elsewhere go on there."""
+        await self._rooms.aclose()
+        await self._egress.aclose()
         lives, self._live = list(self._live.values()), {}
         ending = (live.collector.aclose() for live in lives if live.collector is not None)
         await asyncio.gather(*ending, return_exceptions=True)
@@ -77,7 +100,7 @@ class Films:
     def options(self, session_id: str) -> FilmOptions | None:
         """How an agent that takes the session is to record it; None: not at all."""
         live = self._live.get(session_id)
-        if live is None or live.film.index.state is not RecordingState.RECORDING:
+        if live is None or not live.filming:
             return None
         index = live.film.index
         return FilmOptions(width=index.width, height=index.height, skip_idle=index.skip_idle)
@@ -98,7 +121,7 @@ class Films:
     def follow(self, session_id: str, lease: AgentLease, width: int, height: int) -> None:
         """An agent has taken the session, whose frames have that size, and records it where `options` says so."""
         live = self._live.get(session_id)
-        if live is None or live.film.index.state is not RecordingState.RECORDING:
+        if live is None or not live.filming:
             return
         index = live.film.index
         index.width, index.height = index.width or width, index.height or height
@@ -121,7 +144,9 @@ class Films:
             index = await self._load(session_id)
         except ProblemError:
             return
-        if index is not None and index.width and index.height:
+        if index is not None and index.of is FilmOf.ROOM:
+            self._live[session_id] = _Live(GrowingFilm(index, self.store))
+        elif index is not None and index.width and index.height:
             self._live[session_id] = _Live(GrowingFilm(index, self.store))
             self.follow(session_id, lease, index.width, index.height)
 
@@ -135,7 +160,9 @@ class Films:
                 collector, live.collector = live.collector, None
                 if collector is not None:
                     await collector.finish(END_S)
-                if live.film.index.state is RecordingState.RECORDING:
+                if live.film.index.of is FilmOf.ROOM:
+                    await self._end_room(live)
+                elif live.film.index.state is RecordingState.RECORDING:
                     await self._close(live)
         finally:
             self._live.pop(session_id, None)
@@ -149,9 +176,34 @@ class Films:
     # --- what callers ask for
 
     async def record(self, owner: FilmOwner, lease: AgentLease, heard: HeardSpeech, *, skip_idle: bool | None) -> None:
-        """Begins to record a running session, or goes on. `heard` is what it says. Raises ProblemError; the session is then not
-        recorded.
+        """Begins to record the avatar of a running session, or goes on. `heard` is what it says. Raises ProblemError; it is then
+        not recorded.
         """
+        live = await self._known(owner)
+        async with live.changing:
+            index = live.film.index
+            _check_kind(index, FilmOf.AVATAR)
+            if index.state is RecordingState.RECORDING:
+                return
+            index.skip_idle = index.skip_idle if skip_idle is None else skip_idle
+            self.hear(owner.session_id, heard)
+            live.film.say([], heard.end)  # what was said before is not recorded
+            await self._begin(live, lease)
+
+    async def record_room(self, owner: FilmOwner, room: str) -> None:
+        """Begins to record the room of a running session, by LiveKit Egress. Raises ProblemError; it is then not recorded."""
+        live = await self._known(owner)
+        async with live.changing:
+            index = live.film.index
+            _check_kind(index, FilmOf.ROOM)
+            if index.state is RecordingState.RECORDING:
+                return
+            try:
+                await self._rooms.begin(live.film, room)
+            except StoreFailed as error:
+                raise self._failed(owner.session_id, error) from error
+
+    async def _known(self, owner: FilmOwner) -> _Live:
         live = self._live.get(owner.session_id)
         if live is None:
             index = await self._load(owner.session_id)
@@ -162,14 +214,7 @@ class Films:
                 live.film.index.state = RecordingState.NONE
                 if index is not None:
                     live.film = GrowingFilm(index, self.store)
-        async with live.changing:
-            index = live.film.index
-            if index.state is RecordingState.RECORDING:
-                return
-            index.skip_idle = index.skip_idle if skip_idle is None else skip_idle
-            self.hear(owner.session_id, heard)
-            live.film.say([], heard.end)  # what was said before is not recorded
-            await self._begin(live, lease)
+        return live
 
     async def _begin(self, live: _Live, lease: AgentLease) -> None:
         index = live.film.index
@@ -189,7 +234,11 @@ class Films:
         if live is None or live.film.index.state is RecordingState.NONE:
             raise _not_found(session_id)
         async with live.changing:
-            if live.film.index.state is RecordingState.RECORDING:
+            if live.film.index.state is not RecordingState.RECORDING:
+                return
+            if live.film.index.of is FilmOf.ROOM:
+                await self._rooms.end(live.film, END_S)
+            else:
                 await self._end(live, lease)
                 await self._close(live)
 
@@ -205,16 +254,28 @@ class Films:
         if collector is not None:
             await (collector.aclose() if lease is not None else collector.finish(END_S))
 
+    async def _end_room(self, live: _Live) -> None:
+        """The session has ended. An egress that cannot be ended now ends with the room."""
+        if live.film.index.state is not RecordingState.RECORDING:
+            return
+        try:
+            await self._rooms.end(live.film, END_S)
+        except ProblemError as error:
+            self._rooms.fetch(live.film)
+            _log.warning("a room is recorded on", extra={"session_id": live.film.index.session_id, "error": str(error)})
+
     async def _close(self, live: _Live) -> None:
         """The film does not grow any more: it is stored, and that is reported."""
         index = live.film.index
         index.state = RecordingState.STOPPED
-        if not live.film.size:
+        if not live.film.size and index.of is FilmOf.AVATAR:
             return
         try:
             await live.film.flush()
         except StoreFailed as error:
             self._failed(index.session_id, error)
+        if not live.film.size:
+            return
         lost = self._metrics.film_lost
         lost.labels(kind="picture").inc(index.dropped_frames)
         lost.labels(kind="sound").inc(index.lost_audio)
@@ -234,6 +295,9 @@ class Films:
             return
         async with live.changing:
             index = live.film.index
+            if index.of is FilmOf.ROOM:
+                await self._delete_room(live)
+                return
             goes_on = index.state is RecordingState.RECORDING
             if goes_on:
                 await self._end(live, lease)
@@ -250,6 +314,20 @@ class Films:
             if goes_on and lease is not None:
                 await self._begin(live, lease)
 
+    async def _delete_room(self, live: _Live) -> None:
+        """One that is being recorded is ended: Egress cannot be told to begin again in the same file."""
+        index = live.film.index
+        if index.state is RecordingState.RECORDING:
+            await self._rooms.end(live.film, END_S)
+        if not (live.film.size or index.error):
+            text = "Egress is still writing the film of the room: try again in a moment."
+            raise ProblemError(ErrorCode.RECORDING_UNAVAILABLE, text, retry_after_s=5)
+        await self._remove(index.session_id)
+        fresh = FilmIndex(
+            **index.model_dump(include={"session_id", "key", "public_token", "created_at"}), state=RecordingState.NONE
+        )
+        live.film = GrowingFilm(fresh, self.store)
+
     async def find(self, session_id: str) -> GrowingFilm | None:
         """The film, to read; None where there is none. Raises ProblemError `store_unavailable`."""
         live = self._live.get(session_id)
@@ -260,7 +338,10 @@ class Films:
             return None
         if index.state is RecordingState.RECORDING and index.updated_at < time.time() - _STALE_S:
             index.state = RecordingState.STOPPED
-        return GrowingFilm(index, self.store)
+        film = GrowingFilm(index, self.store)
+        if index.egress_id and index.state is RecordingState.STOPPED:
+            self._rooms.fetch(film)
+        return film
 
     async def read(self, film: GrowingFilm, begin: int, end: int) -> AsyncIterator[bytes]:
         """Bytes `begin` to `end` in portions. Raises StoreFailed; cancelling is safe."""
@@ -323,11 +404,23 @@ def view(film: GrowingFilm | None, url: str | None) -> dict[str, object]:
         "height": index.height,
         "dropped_frames": index.dropped_frames,
         "lost_fragments": index.lost,
+        "of": index.of.value,
+        "error": index.error or None,
     }
 
 
 def _figures(film: GrowingFilm) -> dict[str, object]:
     return {"seconds": round(film.seconds, 3), "bytes": film.size, "parts": film.index.parts}
+
+
+def _check_kind(index: FilmIndex, of: FilmOf) -> None:
+    """A session has one film: of its avatar, or one of its room, which cannot be gone on with. Raises ProblemError."""
+    there = index.state is RecordingState.RECORDING or index.size > 0 or bool(index.egress_id)
+    goes_on = index.of is of and (of is FilmOf.AVATAR or index.state is RecordingState.RECORDING)
+    if goes_on or not there:
+        return
+    text = f"The session has a film of its {index.of.value} already: fetch it, then delete it, and begin again."
+    raise ProblemError(ErrorCode.SESSION_CONFLICT, text, field="of", value=of.value)
 
 
 def _not_found(session_id: str) -> ProblemError:

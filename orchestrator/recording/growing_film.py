@@ -75,7 +75,7 @@ class GrowingFilm:
     @property
     def seconds(self) -> float:
         """How long it is now."""
-        return self._joiner.state.seconds
+        return self._joiner.state.seconds or self.index.room_s
 
     @property
     def stored_entry(self) -> int:
@@ -92,6 +92,10 @@ class GrowingFilm:
         """What waits is to be stored."""
         age = time.monotonic() - self._flushed_at
         return bool(self._waiting) and (len(self._waiting) >= self._store.flush_bytes or age >= self._store.flush_s)
+
+    def extend(self, data: bytes) -> None:
+        """More bytes of a film that others made."""
+        self._waiting += data
 
     def new_log(self, log_id: str) -> None:
         """The entries that come now are numbered by another log."""

@@ -11,6 +11,7 @@ from fastapi.responses import StreamingResponse
 from musetalk_agent.protocol.http import RecordingState, Strict
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.keys import Caller
+from orchestrator.recording.film_store import FilmOf
 from orchestrator.recording.films import FilmOwner, view
 from orchestrator.recording.growing_film import GrowingFilm
 from orchestrator.routes.auth import current, sees_of
@@ -23,10 +24,13 @@ router = APIRouter(tags=["recordings"])
 
 
 class RecordingRequest(Strict):
-    """Body of `POST /session/{id}/recording`. `skip_idle` leaves idle seconds out from now on; None keeps what was said before."""
+    """Body of `POST /session/{id}/recording`. `skip_idle` leaves idle seconds out from now on; None keeps what was said before.
+    `of` the avatar, or of the whole room by LiveKit Egress; to end either it is not needed.
+    """
 
     state: Literal[RecordingState.RECORDING, RecordingState.STOPPED]
     skip_idle: bool | None = None
+    of: FilmOf = FilmOf.AVATAR
 
 
 @router.post("/session/{session_id}/recording")
@@ -35,6 +39,9 @@ async def record(session_id: str, body: RecordingRequest, ctx: Ctx, request: Req
     session = await here(ctx, current(request.scope), session_id)
     if body.state is RecordingState.STOPPED:
         await ctx.films.stop(session_id, session.lease)
+    elif body.of is FilmOf.ROOM:
+        session.running()
+        await ctx.films.record_room(owner(session), session.order.room)
     else:
         live = session.running()
         if session.order.transparent:

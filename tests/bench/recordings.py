@@ -155,7 +155,10 @@ def _heard_by(watcher: Watcher, kept: Received) -> list[Seen]:
     """The pieces of a push that was kept, at the times at which the watcher heard them; its stream has a time of its own."""
     late = float(np.median([came - at for came, (at, _) in zip(watcher.sounds_at, watcher.sound, strict=False)]))
     watched, found = {piece.number: piece.at + late for piece in pieces(watcher)}, pieces(kept)
-    shift = float(np.median([watched[piece.number] - piece.at for piece in found if piece.number in watched]))
+    shifts = [watched[piece.number] - piece.at for piece in found if piece.number in watched]
+    if not shifts:
+        return []  # nobody heard it
+    shift = float(np.median(shifts))
     return [Seen(piece.number, piece.at + shift, piece.ms) for piece in found]
 
 

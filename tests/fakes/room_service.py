@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fastapi import FastAPI, Request
 from livekit import api
 from starlette.responses import JSONResponse, Response
@@ -10,7 +12,9 @@ from starlette.responses import JSONResponse, Response
 class FakeRoomService:
     """Rooms that were made and deleted, participants that were removed. `broken` answers every call with an error.
 
-    `ingress_url` None is a deployment without Ingress; `ingresses` are those that are there, by id.
+    `ingress_url` None is a deployment without Ingress; `ingresses` are those that are there, by id. `egress` None is one without
+    Egress, else what a film of a room consists of; `egresses` are those that were begun, by id. One that is stopped ends at once,
+    unless `egress_writes` is clear.
     """
 
     def __init__(self) -> None:
@@ -20,9 +24,14 @@ class FakeRoomService:
         self.removed: list[tuple[str, str]] = []
         self.deleted: list[str] = []
         self.broken = False
+        self.egress: bytes | None = None
+        self.egress_error = ""
+        self.egresses: dict[str, api.EgressInfo] = {}
+        self.egress_writes = True
         self.app = FastAPI(openapi_url=None)
         self.app.add_api_route("/twirp/livekit.RoomService/{method}", self._call, methods=["POST"])
         self.app.add_api_route("/twirp/livekit.Ingress/{method}", self._ingress, methods=["POST"])
+        self.app.add_api_route("/twirp/livekit.Egress/{method}", self._egress, methods=["POST"])
 
     async def _call(self, method: str, request: Request) -> Response:
         body = await request.body()
@@ -61,3 +70,37 @@ class FakeRoomService:
         asked = api.DeleteIngressRequest.FromString(body).ingress_id
         self.ingresses.pop(asked, None)
         return Response(api.IngressInfo(ingress_id=asked).SerializeToString(), media_type="application/protobuf")
+
+    async def _egress(self, method: str, request: Request) -> Response:
+        body = await request.body()
+        if self.egress is None:
+            return JSONResponse({"code": "internal", "msg": "egress not connected (redis required)"}, status_code=500)
+        if method == "StartRoomCompositeEgress":
+            asked = api.RoomCompositeEgressRequest.FromString(body)
+            info = api.EgressInfo(egress_id=f"EG_{len(self.egresses)}", room_name=asked.room_name, room_composite=asked)
+            self.egresses[info.egress_id] = info
+            return Response(info.SerializeToString(), media_type="application/protobuf")
+        if method == "ListEgress":
+            found = self.egresses[api.ListEgressRequest.FromString(body).egress_id]
+            if self.egress_writes and found.status == api.EgressStatus.EGRESS_ENDING:
+                self._end(found)
+            answer = api.ListEgressResponse(items=[found])
+            return Response(answer.SerializeToString(), media_type="application/protobuf")
+        assert method == "StopEgress"
+        found = self.egresses[api.StopEgressRequest.FromString(body).egress_id]
+        if found.status not in (api.EgressStatus.EGRESS_STARTING, api.EgressStatus.EGRESS_ACTIVE):
+            text = f"egress with status {api.EgressStatus.Name(found.status)} cannot be stopped"
+            return JSONResponse({"code": "failed_precondition", "msg": text}, status_code=412)
+        found.status = api.EgressStatus.EGRESS_ENDING
+        return Response(found.SerializeToString(), media_type="application/protobuf")
+
+    def _end(self, info: api.EgressInfo) -> None:
+        """Writes the film, as Egress does, where it was asked to."""
+        info.status = api.EgressStatus.EGRESS_FAILED if self.egress_error else api.EgressStatus.EGRESS_COMPLETE
+        info.error = self.egress_error
+        if not self.egress_error and self.egress is not None:
+            (output,) = info.room_composite.file_outputs
+            Path(output.filepath).write_bytes(self.egress)
+            info.file_results.append(
+                api.FileInfo(filename=output.filepath, duration=int(12.5e9), size=len(self.egress))
+            )
