@@ -6,15 +6,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_agent.features.mouth_network import MouthNetwork
 from musetalk_agent.features.phonemes import LIPS_MEET
 from musetalk_agent.judge import bars
-from musetalk_agent.judge.alignment import NAMES, align, step_s
+from musetalk_agent.judge.alignment import NAMES, Alignment, align, step_s
 from musetalk_agent.judge.film_report import Measure, at_least, not_judged
-from musetalk_agent.judge.forced_alignment import lip_phones, refined
+from musetalk_agent.judge.forced_alignment import AlignedWord, lip_phones, refined
 from musetalk_agent.media_types import Pcm
 
 Series = NDArray[np.float64]
@@ -27,17 +29,35 @@ _CLOSED = 0.25
 """Lips count as closed in the lowest quarter of the mouth's own range, as in models/mouth/README.md."""
 
 
-def lip_sounds(text: str, voice: Pcm, network: MouthNetwork) -> list[tuple[float, float]] | None:
-    """When /p b m/ of a text are heard, in seconds from the first sample, of int16 `[n]` at 16 kHz.
+@dataclass(frozen=True)
+class HeardText:
+    """When the words of a text are heard, and its /p b m/ (begin and end): seconds from the sound's first sample."""
+
+    words: list[AlignedWord]
+    lips: list[tuple[float, float]]
+
+
+def heard_text(text: str, voice: Pcm, network: MouthNetwork) -> HeardText | None:
+    """Finds a text in int16 `[n]` at 16 kHz; blocks for 0.1 s a second of sound.
 
     None where text or sound is too long to be aligned (4,000 letters, ten minutes).
     """
     aligned = align(text, voice, network)
     if aligned is None:
         return None
-    phones = lip_phones(refined(aligned, text, voice))
-    if phones is not None:
-        return phones
+    words = refined(aligned, text, voice)
+    phones = lip_phones(words)
+    return HeardText(words, phones if phones is not None else _lip_letters(aligned))
+
+
+def lip_sounds(text: str, voice: Pcm, network: MouthNetwork) -> list[tuple[float, float]] | None:
+    """When /p b m/ of a text are heard; see `heard_text`."""
+    found = heard_text(text, voice, network)
+    return None if found is None else found.lips
+
+
+def _lip_letters(aligned: Alignment) -> list[tuple[float, float]]:
+    """The same by the letters that are heard as such."""
     heard = aligned.phonemes[:, list(LIPS_MEET)].sum(1)
     found = []
     for state, name in enumerate(aligned.row):

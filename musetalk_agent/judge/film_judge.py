@@ -96,6 +96,7 @@ class Judge:
         reference: Path | None = None,
         audio: Path | None = None,
         text: str | None = None,
+        lips_meet: list[tuple[float, float]] | None = None,
         progress: Progress = lambda _: None,
     ) -> FilmReport:
         """Judges a film. Memory grows by some hundred bytes a frame and face, and by its sound (2 MB a minute).
@@ -105,6 +106,7 @@ class Judge:
             reference: the clip that the film was made of, or another video or picture of the same people in the same light.
             audio: the film's sound, beginning with its first frame; default: its own. A film without one is judged by its pictures.
             text: what is said, for `closures`.
+            lips_meet: when /p b m/ are heard, begin and end in the film's seconds; where that is known `text` is not looked for.
             progress: called with 1 for every frame read, of the reference too.
 
         Raises:
@@ -112,7 +114,9 @@ class Judge:
             AudioUnreadable: `audio` cannot be read.
         """
         known = None if reference is None else self.look(reference, progress, least_s=0.0)
-        return self.decide(film, self.look(film, progress), reference=known, audio=audio, text=text)
+        return self.decide(
+            film, self.look(film, progress), reference=known, audio=audio, text=text, lips_meet=lips_meet
+        )
 
     def look(self, film: Path, progress: Progress = lambda _: None, *, least_s: float = bars.FACE_LEAST_S) -> FilmScan:
         """The first half of `judge`, which takes nearly all of its time: reads the pictures. Faces seen for less than `least_s`
@@ -127,6 +131,7 @@ class Judge:
         reference: FilmScan | None = None,
         audio: Path | None = None,
         text: str | None = None,
+        lips_meet: list[tuple[float, float]] | None = None,
     ) -> FilmReport:
         """The second half of `judge`: the verdicts on a film that was looked at, which may be asked for with several sounds.
 
@@ -134,7 +139,8 @@ class Judge:
             AudioUnreadable: `audio` cannot be read.
         """
         references = [_Reference.of(face, reference) for face in reference.faces] if reference is not None else []
-        heard, sounds = self._heard(film, audio, text, float(seen.times[0]))
+        heard, sounds = self._heard(film, audio, None if lips_meet is not None else text, float(seen.times[0]))
+        sounds = lips_meet if lips_meet is not None else sounds
         faces = [
             _judged(number, face, seen, heard, sounds, _matching(face, references), self.describer)
             for number, face in enumerate(seen.faces)

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from musetalk_agent.features.mouth_network import MouthNetwork, default_weights
-from musetalk_agent.judge.alignment import align
-from musetalk_agent.judge.forced_alignment import refined
+from musetalk_agent.judge.closures import HeardText, heard_text
 from musetalk_agent.media_types import FEATURE_RATE
 from musetalk_agent.protocol.renders import CAPTION_SUFFIXES
 from musetalk_agent.tools.audio_file import AudioFile, mono
@@ -43,23 +42,24 @@ class FilmCaption:
     end: float
 
 
-def film_words(folder: Path, transcript: str | None, sound: Path) -> list[FilmWord]:
-    """The words of a render: of `words.json` in its folder, else of a transcript of its sound; none where neither is known.
+def heard_transcript(folder: Path, transcript: str | None, sound: Path) -> HeardText | None:
+    """Where a transcript is heard in a render's sound; None where there is none, or `words.json` has its words, or it is too long.
 
     Raises AudioUnreadable; WeightsMissing.
     """
+    if transcript is None or (folder / WORDS_FILE).exists():
+        return None
+    return heard_text(transcript, mono(AudioFile.open(sound), FEATURE_RATE), MouthNetwork.load(default_weights()))
+
+
+def film_words(folder: Path, heard: HeardText | None) -> list[FilmWord]:
+    """The words of a render: of `words.json` in its folder, else those of a transcript that was found; else none."""
     with suppress(FileNotFoundError, ValueError, TypeError):
         return [
             FilmWord(str(text), float(begin), float(end))
             for text, begin, end in json.loads((folder / WORDS_FILE).read_bytes())
         ]
-    if transcript is None:
-        return []
-    voice = mono(AudioFile.open(sound), FEATURE_RATE)
-    aligned = align(transcript, voice, MouthNetwork.load(default_weights()))
-    if aligned is None:
-        return []
-    return [FilmWord(word.text, word.begin, word.end) for word in refined(aligned, transcript, voice)]
+    return [] if heard is None else [FilmWord(word.text, word.begin, word.end) for word in heard.words]
 
 
 def keep_words(words: Sequence[FilmWord], folder: Path) -> None:

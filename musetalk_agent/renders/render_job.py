@@ -21,6 +21,7 @@ from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.compose.head_motion import seed_of
 from musetalk_agent.errors import AgentError
 from musetalk_agent.factory import Factory
+from musetalk_agent.judge.closures import HeardText
 from musetalk_agent.judge.film_judge import Judge
 from musetalk_agent.measure.lip_measures import VideoUnreadable
 from musetalk_agent.media_types import FEATURE_RATE, Cue, frames_begun
@@ -40,7 +41,14 @@ from musetalk_agent.renders.burned_captions import BurnedCaptions, CaptionedPart
 from musetalk_agent.renders.dub.dub_job import DubJob
 from musetalk_agent.renders.dub.footage_scan import FootageScan
 from musetalk_agent.renders.fetching import SOUND, fetch_file
-from musetalk_agent.renders.film_captions import FilmCaption, captions, film_words, keep_words, write_captions
+from musetalk_agent.renders.film_captions import (
+    FilmCaption,
+    captions,
+    film_words,
+    heard_transcript,
+    keep_words,
+    write_captions,
+)
 from musetalk_agent.renders.film_parts import STUDIO_601, FilmClock, PartWriter, join, part_writer
 from musetalk_agent.renders.part_making import RenderStopped, make_parts, runs, stretch_of
 from musetalk_agent.renders.sounds import FeatureSound, Sound, write_sound
@@ -249,20 +257,21 @@ class RenderJobs:
             own = self._dub(order).own
             sound, clock = Sound.open(own / "film.wav"), FootageScan.load(own).clock
         join([folder / f"{part:06d}.{suffix}" for part in range(plan.parts)], sound, order.request.format, clock, made)
-        shown = self._captions(order, float(clock.seconds))
+        heard = self._heard(order)
+        shown = self._captions(order, heard, float(clock.seconds))
         return RenderEnd(
             state=RenderState.DONE,
             at=time.time(),
             captions=bool(shown),
             bytes=made.stat().st_size,
             seconds=round(float(clock.seconds), 3),
-            judge=self._judged(order, made) if order.request.judge else None,
+            judge=self._judged(order, heard, made) if order.request.judge else None,
         )
 
     def _keep_words(self, order: RenderOrder) -> None:
         """Finds the words that the picture shall show, and keeps them. Raises ProblemError where they cannot be found or drawn."""
         folder = self._path(order)
-        words = film_words(folder, order.request.transcript, folder / "sound.wav")
+        words = film_words(folder, heard_transcript(folder, order.request.transcript, folder / "sound.wav"))
         if not words:
             raise ProblemError(
                 ErrorCode.CAPTIONS_UNAVAILABLE,
@@ -281,29 +290,35 @@ class RenderJobs:
         if order.request.video_url is not None:
             look = FootageScan.load(self._dub(order).own)
             clock, colours = look.clock, look.colours
-        shown = captions(film_words(folder, None, folder / "sound.wav"), float(clock.seconds))
+        shown = captions(film_words(folder, None), float(clock.seconds))
         font = self.factory.settings.caption_font
         return BurnedCaptions(shown, lambda frame: float(clock.ticks[frame] * clock.base), colours, font)
 
-    def _captions(self, order: RenderOrder, film_s: float) -> list[FilmCaption]:
-        """Writes the film's captions; none where its words are not known, or cannot be aligned: the film is no worse for that."""
+    def _heard(self, order: RenderOrder) -> HeardText | None:
+        """Where the transcript is heard, for captions and judge; None where it cannot be found: the film is no worse for that."""
         folder = self._path(order)
         try:
-            words = film_words(folder, order.request.transcript, folder / "sound.wav")
+            return heard_transcript(folder, order.request.transcript, folder / "sound.wav")
         except (AgentError, AudioUnreadable) as error:
             log.warning("a render has no captions", extra={"render_id": order.render_id, "reason": str(error)})
-            return []
-        shown = captions(words, film_s)
+            return None
+
+    def _captions(self, order: RenderOrder, heard: HeardText | None, film_s: float) -> list[FilmCaption]:
+        """Writes the film's captions; none where its words are not known."""
+        folder = self._path(order)
+        shown = captions(film_words(folder, heard), film_s)
         if shown:
             write_captions(shown, folder)
         return shown
 
-    def _judged(self, order: RenderOrder, film: Path) -> dict[str, Any]:
+    def _judged(self, order: RenderOrder, heard: HeardText | None, film: Path) -> dict[str, Any]:
         """The judge's report on a film, a dub's against its footage; where there is none, why: the film is no worse for it."""
         text = order.request.transcript or order.request.text
         footage = None if order.request.video_url is None else self._dub(order).own / "footage"
         try:
-            report = Judge.load(self.factory.models).judge(film, text=text, reference=footage)
+            report = Judge.load(self.factory.models).judge(
+                film, text=text, lips_meet=None if heard is None else heard.lips, reference=footage
+            )
         except AgentError as error:
             return {"passed": None, "error": {"code": error.code.value, "detail": error.detail}}
         except VideoUnreadable as error:

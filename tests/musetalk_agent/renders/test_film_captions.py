@@ -10,7 +10,17 @@ import pytest
 
 from musetalk_agent.features.mouth_network import MouthNetwork, default_weights
 from musetalk_agent.judge.alignment import word_times
-from musetalk_agent.renders.film_captions import FilmWord, captions, film_words, srt, vtt, write_captions
+from musetalk_agent.judge.closures import HeardText
+from musetalk_agent.judge.forced_alignment import AlignedWord
+from musetalk_agent.renders.film_captions import (
+    FilmWord,
+    captions,
+    film_words,
+    heard_transcript,
+    srt,
+    vtt,
+    write_captions,
+)
 from tests.musetalk_agent.measure.test_measure_sync import RATE, speech
 
 
@@ -44,9 +54,12 @@ def test_both_formats() -> None:
 
 def test_words_of_the_voice_come_before_a_transcript(tmp_path: Path) -> None:
     (tmp_path / "words.json").write_text(json.dumps([["hi ", 0.5, 0.9]]))
-    assert film_words(tmp_path, "something else", tmp_path / "none.wav") == [FilmWord("hi ", 0.5, 0.9)]
+    assert heard_transcript(tmp_path, "something else", tmp_path / "none.wav") is None
+    assert film_words(tmp_path, None) == [FilmWord("hi ", 0.5, 0.9)]
     (tmp_path / "words.json").unlink()
-    assert film_words(tmp_path, None, tmp_path / "none.wav") == []
+    assert heard_transcript(tmp_path, None, tmp_path / "none.wav") is None and film_words(tmp_path, None) == []
+    heard = HeardText([AlignedWord("ho", 0.1, 0.3)], [])
+    assert film_words(tmp_path, heard) == [FilmWord("ho", 0.1, 0.3)]
     write_captions(captions([FilmWord("hi ", 0.5, 0.9)], 2.0), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["result.srt", "result.vtt"]
 

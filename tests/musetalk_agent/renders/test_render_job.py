@@ -18,6 +18,11 @@ from pydantic import SecretStr, ValidationError
 
 from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.factory import Factory
+from musetalk_agent.judge import closures
+from musetalk_agent.judge.closures import HeardText
+from musetalk_agent.judge.film_judge import Judge
+from musetalk_agent.judge.film_report import FilmReport
+from musetalk_agent.judge.forced_alignment import AlignedWord
 from musetalk_agent.protocol.render_queue import RenderTicket
 from musetalk_agent.protocol.renders import (
     RenderEnd,
@@ -28,6 +33,7 @@ from musetalk_agent.protocol.renders import (
     RenderState,
     new_render_id,
 )
+from musetalk_agent.renders import film_captions
 from musetalk_agent.renders.render_job import TRIES_MOST, RenderJobs
 from musetalk_agent.weights import Manifest, ModelStore
 
@@ -122,6 +128,31 @@ async def test_a_film_has_every_frame_and_all_of_its_sound(bench: Bench) -> None
     assert end.bytes == result.stat().st_size and end.seconds == SECONDS
     left = {path.name for path in bench.folder.path(render_id).iterdir()}
     assert left == {"order.json", "plan.json", "end.json", "result.mp4"}
+
+
+async def test_a_transcript_is_looked_for_once_for_captions_and_judge(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    judged: list[object] = []
+    found = HeardText([AlignedWord("mama", 0.1, 0.6)], [(0.1, 0.2), (0.3, 0.4)])
+
+    def heard(text: str, *_: object) -> HeardText:
+        looked.append(text)
+        return found
+
+    def decide(judge: Judge, film: Path, seen: object, **given: object) -> FilmReport:
+        judged.append(given["lips_meet"])
+        return real(judge, film, seen, **given)  # type: ignore[arg-type]  # as it was called
+
+    real = Judge.decide
+    monkeypatch.setattr(film_captions, "heard_text", heard)
+    monkeypatch.setattr(closures, "heard_text", heard)
+    monkeypatch.setattr(Judge, "decide", decide)
+    end = await bench.make(render_id := bench.order(bursts(1), judge=True, transcript="mama"))
+    assert end is not None and end.judge is not None and end.captions
+    assert looked == ["mama"] and judged == [found.lips]
+    assert "mama" in (bench.folder.path(render_id) / "result.srt").read_text()
 
 
 async def test_a_film_is_judged_and_one_that_cannot_be_is_kept(bench: Bench, tmp_path: Path) -> None:
