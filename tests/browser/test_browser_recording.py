@@ -7,8 +7,11 @@ import json
 
 import pytest
 
+from orchestrator.audio.heard_speech import HeardPcm
+from orchestrator.recording.film_joiner import FilmJoiner
+from orchestrator.recording.speech_encoder import encode_speech
 from tests.browser.chromium import Page
-from tests.fakes.film_parts import watch
+from tests.fakes.film_parts import part, watch
 from tests.fakes.stage import API_KEY, Stage, stage
 from tests.waiting import until
 
@@ -28,6 +31,14 @@ OPEN = """(async () => {
     return make(blob);
   };
   HTMLAnchorElement.prototype.click = function () { globalThis.savedName = this.download; };
+})()"""
+PLAY = """(() => {
+  const bytes = Uint8Array.from(atob('%s'), (letter) => letter.charCodeAt(0));
+  globalThis.video = document.createElement('video');
+  video.muted = true;
+  video.src = URL.createObjectURL(new Blob([bytes], { type: 'video/mp4' }));
+  document.body.append(video);
+  void video.play();
 })()"""
 PRESSED = "document.getElementById('record').getAttribute('aria-pressed') === '%s' && !document.getElementById('record').disabled"
 TEXT = "document.getElementById(%r).textContent"
@@ -92,3 +103,16 @@ async def test_a_session_that_ends_while_it_is_recorded_leaves_its_film(page: Pa
         await page.run("recording.close()")
         await page.until(PRESSED % "false")
         assert len(watch((await saved(page))[1]).times) == 26
+
+
+async def test_a_film_plays_over_speech_that_no_agent_showed(page: Page) -> None:
+    made, joiner = part(), FilmJoiner()
+    film = joiner.begin(made.header) + b"".join(map(joiner.add, made.fragments[:10]))
+    film += joiner.say(encode_speech([HeardPcm(1, 16_000, 0, bytes(2 * 2 * 16_000))]))
+    film += joiner.begin(made.header) + b"".join(map(joiner.add, made.fragments))
+    await page.open("about:blank")
+    await page.run(PLAY % base64.b64encode(film).decode())
+    ended, error, seconds, at = await page.until(
+        "(video.ended || video.error) && [video.ended, !!video.error, video.duration, video.currentTime]"
+    )
+    assert ended and not error and seconds == at == pytest.approx(0.8 + 2.0 + 3.0, abs=0.15)
