@@ -100,10 +100,12 @@ class FaceWarp:
         # one more node on each side: enlarging stops half a node before the outermost
         x = np.float32(left) + (np.arange(-1, columns + 1, dtype=np.float32) + np.float32(0.5)) * step - np.float32(0.5)
         y = np.float32(top) + (np.arange(-1, rows + 1, dtype=np.float32) + np.float32(0.5)) * step - np.float32(0.5)
-        self._nodes = np.ascontiguousarray(np.stack(np.meshgrid(x, y), 2), np.float32)
-        self._fields = self._head.fields(self._nodes)
+        nodes = np.stack(np.meshgrid(x, y), 2).astype(np.float32)
+        # planes of x and of y, which OpenCV enlarges and takes as maps in two thirds of the time that pairs take
+        self._nodes = _planes(nodes)
+        self._fields = _planes(self._head.fields(nodes))
         self._step = step
-        self._moods = {mood: self._head.mood(self._nodes, mood) for mood in _MOODS}
+        self._moods = {mood: _planes(self._head.mood(nodes, mood)) for mood in _MOODS}
         self._mesh = points, self._head.fields(points)
         self._kept: OrderedDict[int, tuple[Pixels, Pixels]] = (
             OrderedDict()
@@ -126,18 +128,15 @@ class FaceWarp:
         width, height = self._size
         planes, before = np.array(frame.i420).reshape(-1), frame.i420.reshape(-1)
         luma, quarter = width * height, width * height // 4
-        whole = self._pixels(source, fine=True)
-        fine = self._enlarged(frame.i420, drawn)
-        left, top, right, bottom = self._box
-        planes[:luma].reshape(height, width)[top:bottom, left:right] = _sampled(fine, whole)
-        halved = self._pixels((source - np.float32(0.5)) * np.float32(0.5), half=True)
+        self._move(self._enlarged(frame.i420, drawn), planes[:luma].reshape(height, width), source, fine=True)
+        halved = (source - np.float32(0.5)) * np.float32(0.5)
         for start in (luma, luma + quarter):
             old, new = (flat[start : start + quarter].reshape(height // 2, width // 2) for flat in (before, planes))
             self._move(old, new, halved, half=True)
         alpha = frame.alpha
         if alpha is not None:
             alpha = np.array(alpha)
-            self._move(np.asarray(frame.alpha), alpha, self._pixels(source))
+            self._move(np.asarray(frame.alpha), alpha, source)
         return replace(frame, i420=planes, alpha=alpha)
 
     def mesh(self, pose: Pose) -> Points:
@@ -145,21 +144,25 @@ class FaceWarp:
         points, fields = self._mesh
         return np.asarray(points + _sum(fields, pose), np.float32)
 
-    def _pixels(self, source: Field, *, half: bool = False, fine: bool = False) -> Field:
-        """Where each pixel of the box comes from within it, float32 `[h, w, 2]`, from where the nodes do (plane pixels)."""
+    def _move(self, before: Pixels, after: Pixels, source: Field, *, half: bool = False, fine: bool = False) -> None:
+        """Fills the box of a plane.
+
+        Args:
+            before: the box alone where it is `fine`, else the whole plane, `half` of the luma's size or as large.
+            source: where the nodes come from, float32 `[2, rows, columns]` in pixels of `after`.
+        """
         left, top, right, bottom = (at // 2 for at in self._box) if half else self._box
         step = self._step // 2 if half else self._step
-        source = source - np.array([left, top], np.float32)
+        source = source - np.array([[[left]], [[top]]], np.float32)
         if fine:
             source = source * np.float32(2) + np.float32(0.5)
-        rows, columns = source.shape[:2]
-        whole = cv2.resize(source, (columns * step, rows * step), interpolation=cv2.INTER_LINEAR)
-        return np.asarray(whole[step : step + bottom - top, step : step + right - left], np.float32)
-
-    def _move(self, before: Pixels, after: Pixels, pixels: Field, *, half: bool = False) -> None:
-        """Fills the box of a plane."""
-        left, top, right, bottom = (at // 2 for at in self._box) if half else self._box
-        after[top:bottom, left:right] = _sampled(before[top:bottom, left:right], pixels)
+        else:
+            before = before[top:bottom, left:right]
+        rows, columns = source.shape[1:]
+        whole = (cv2.resize(each, (columns * step, rows * step)) for each in source)
+        across, down = (each[step : step + bottom - top, step : step + right - left] for each in whole)
+        moved = cv2.remap(before, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        after[top:bottom, left:right] = moved
 
     def _enlarged(self, planes: Pixels, drawn: tuple[Pixels, Box] | None) -> Pixels:
         """The luma within the box, enlarged twice: sampled linearly that is as sharp as cubic sampling, in half the time."""
@@ -203,13 +206,13 @@ def _twice(plane: Pixels) -> Pixels:
     return np.asarray(cv2.resize(plane, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
-def _sampled(plane: Pixels, pixels: Field) -> Pixels:
-    made = cv2.remap(plane, pixels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)  # type: ignore[call-overload]  # the stubs know no map of two channels
-    return np.asarray(made, np.uint8)
+def _planes(pairs: Field) -> Field:
+    """`[…, rows, columns, 2]` as `[…, 2, rows, columns]`."""
+    return np.ascontiguousarray(np.moveaxis(pairs, -1, -3))
 
 
 def _sum(fields: Field, pose: Pose) -> Field:
-    """The displacement of a pose, float32 `[…, 2]`, from a field for each of its parts."""
+    """The displacement of a pose, float32 of one dimension less, from a field for each of its parts."""
     return np.asarray(np.tensordot(np.array(pose, np.float32), fields, 1), np.float32)
 
 
