@@ -79,7 +79,7 @@ class Articulation:
 
 def bump(reach: float, power: float) -> Floats:
     """1 in the mouth's middle, 0 from `|s| = reach` on."""
-    return np.asarray(np.clip(1 - (S / reach) ** 2, 0, 1) ** power, np.float32)
+    return np.asarray(np.maximum(1 - (S / reach) ** 2, np.float32(0)) ** power, np.float32)
 
 
 JAW_WINDOW = bump(2.3, 1.5)

@@ -7,6 +7,7 @@ and only the lips' edge needs pixel accuracy, which comes from the signed distan
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import ceil, floor, hypot
 
@@ -99,15 +100,19 @@ class Lattice:
         turn[:, 2] += turn[:, :2] @ (col, row)
         return replace(self, box=whole, rows=-(-whole.height // cell) + 2, cols=-(-whole.width // cell) + 2, turn=turn)
 
-    def turned(self, grid: Floats) -> Floats:
-        """Values on the grid, float32 `[m, n, 4]` (three are turned half as fast), at the nodes: planes `[4, rows, cols]`."""
+    def turned(self, grid: Floats, wanted: int = 4) -> Floats:
+        """Values on the grid, float32 `[m, n, 4]` (three are turned half as fast), at the nodes: the first `wanted` of them as
+        planes `[wanted, rows, cols]`."""
+        return np.ascontiguousarray(self.turned_plane(grid).transpose(2, 0, 1)[:wanted])
+
+    def turned_plane(self, grid: Floats) -> Floats:
+        """Values on the grid, float32 `[m, n]`, at the nodes."""
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         size = self.cols, self.rows
-        made = cv2.warpAffine(grid, self.turn, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-        return np.asarray(np.ascontiguousarray(made.transpose(2, 0, 1)), np.float32)
+        return np.asarray(cv2.warpAffine(grid, self.turn, size, flags=flags, borderMode=cv2.BORDER_REPLICATE))
 
     def spread(self, grid: Floats, part: Box) -> Floats:
-        """Values on the grid, float32 `[m, n, 4]`, at the pixels of `part`: planes `[4, h, w]`.
+        """The first three of values on the grid, float32 `[m, n, 4]`, at the pixels of `part`: planes `[3, h, w]`.
 
         It is sharper than `turned` and `enlarge`, and dearer for more than a few thousand pixels.
         """
@@ -118,7 +123,7 @@ class Lattice:
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         size = part.width, part.height
         made = cv2.warpAffine(grid, onto, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-        return np.asarray(np.ascontiguousarray(made.transpose(2, 0, 1)), np.float32)
+        return np.ascontiguousarray(made.transpose(2, 0, 1)[:3])
 
     def around(self, seen: NDArray[np.bool_], frame: Floats, within: Box) -> Box | None:
         """The pixels of `within` at which a place of the grid that is `seen`, or one beside it, counts; None for none.
@@ -159,15 +164,15 @@ class Lattice:
         x1, y1 = min(box.x0 + (left + width) * cell, box.x1), min(box.y0 + (above + height) * cell, box.y1)
         return Box(x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
-    def enlarge(self, values: Floats, part: Box) -> Floats:
-        """Values at all nodes, float32 `[rows, cols]`, at the pixels of `part` of the box: a view."""
-        cell, x, y = self.cell, part.x0 - self.box.x0, part.y0 - self.box.y0
+    def enlarge(self, planes: Iterable[Floats], part: Box) -> list[Floats]:
+        """Planes of values at all nodes, float32 `[rows, cols]`, at the pixels of `part` of the box: views."""
+        cell, x, y, width, height = self.cell, part.x0 - self.box.x0, part.y0 - self.box.y0, part.width, part.height
         c0, r0 = x // cell, y // cell  # the node before the first pixel's
-        around = values[r0 : (y + part.height - 1) // cell + 3, c0 : (x + part.width - 1) // cell + 3]
-        size = around.shape[1] * cell, around.shape[0] * cell
-        made = cv2.resize(around, size, interpolation=cv2.INTER_LINEAR)
+        c1, r1 = (x + width - 1) // cell + 3, (y + height - 1) // cell + 3
+        size = (c1 - c0) * cell, (r1 - r0) * cell
         left, above = x - (c0 - 1) * cell, y - (r0 - 1) * cell
-        return np.asarray(made[above : above + part.height, left : left + part.width])
+        made = (cv2.resize(plane[r0:r1, c0:c1], size, interpolation=cv2.INTER_LINEAR) for plane in planes)
+        return [np.asarray(plane, np.float32)[above : above + height, left : left + width] for plane in made]
 
 
 @dataclass(frozen=True)

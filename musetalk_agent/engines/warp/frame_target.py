@@ -139,7 +139,7 @@ def fetch(source: Pixels, window: Box, mouth: EnlargedMouth, lattice: Lattice, s
     right, down = mouth.offset
     x = shift[0] * np.float32(FINER_X) + (x * np.float32(FINER_X) + np.float32(right))
     y = shift[1] * np.float32(FINER_Y) + (y * np.float32(FINER_Y) + np.float32(down))
-    x, y = lattice.enlarge(x, part), lattice.enlarge(y, part)
+    x, y = lattice.enlarge((x, y), part)
     moved = cv2.remap(mouth.pixels, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     place = pixels[part.y0 - box.y0 : part.y1 - box.y0, part.x0 - box.x0 : part.x1 - box.x0]
     cv2.cvtColor(moved, cv2.COLOR_BGRA2BGR, place)

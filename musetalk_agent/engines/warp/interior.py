@@ -301,8 +301,7 @@ def linear(values: Floats, start: float, length: float, first: float, last: floa
     steep = (last - first) / length
     out = np.asarray(values * np.float32(steep), np.float32)
     out += np.float32(first - start * steep)
-    np.maximum(out, np.float32(min(first, last)), out=out)
-    return np.minimum(out, np.float32(max(first, last)), out=out)
+    return out.clip(np.float32(min(first, last)), np.float32(max(first, last)), out=out)
 
 
 def shadow_line(below: NDArray[np.float32], above: NDArray[np.float32], soft: float) -> Floats:

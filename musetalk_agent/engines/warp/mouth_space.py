@@ -96,9 +96,11 @@ _PER_HALF = MouthShape(0.0, 1.0, _FLAT).u_of_s(S) - _PLACES
 
 
 def unit(values: Floats) -> Floats:
-    """Cut to 0 … 1, in place: `np.clip` takes three times as long for a frame's small arrays."""
-    np.maximum(values, np.float32(0), out=values)
-    return np.minimum(values, np.float32(1), out=values)
+    """Cut to 0 … 1, in place: `np.clip` takes two to three times as long for a frame's small arrays."""
+    return values.clip(_NOTHING, _ALL, out=values)
+
+
+_NOTHING, _ALL = np.float32(0), np.float32(1)
 
 
 def smooth(part: Floats) -> Floats:

@@ -64,7 +64,7 @@ def _skin(target: FrameTarget, lattice: Lattice, field: Field) -> Pixels:
     moved = np.zeros((*dv.shape, 4), np.float32)  # four channels are turned twice as fast as two
     np.add(field.du * np.float32(a), dv * np.float32(b), out=moved[..., 0])
     np.add(field.du * np.float32(c), dv * np.float32(d), out=moved[..., 1])
-    shift = lattice.turned(moved)[:2]
+    shift = lattice.turned(moved, 2)
     shift *= _rim(lattice.rows, lattice.cols, lattice.cell, box.height, box.width, max(2.0, BORDER * target.eyes))
     return fetch(
         np.asarray(target.bundle.faces[target.idle_index]),
@@ -118,15 +118,14 @@ class Lips:
     def lay(self, pixels: Pixels) -> None:
         """Blends the lips into `pixels` (BGR of the patch, uint8 `[h, w, 3]`) in place."""
         part = self.part
-        drawn = self._reference()
+        drawn = self._reference().astype(np.float32)  # bytes are blended three times slower than floats
         self._inside(drawn)
-        cover = self.lattice.enlarge(self.lattice.turned(self.edges)[3], part)
+        (cover,) = self.lattice.enlarge([self.lattice.turned_plane(self.edges[..., 3])], part)
         if self.target.blend_weight < OWN_TEXTURE:
             cover = cover * np.float32(self.target.blend_weight / OWN_TEXTURE)
         place = _within(part, self.box)
         ground = pixels[place]
-        # bytes are blended three times slower than floats
-        blended = cv2.blendLinear(drawn.astype(np.float32), ground.astype(np.float32), cover, np.float32(1) - cover)
+        blended = cv2.blendLinear(drawn, ground.astype(np.float32), cover, np.float32(1) - cover)
         ground[:] = cv2.convertScaleAbs(blended)
 
     def _reference(self) -> Pixels:
@@ -138,7 +137,7 @@ class Lips:
         u, v, *parting = self.lattice.turned(self.maps)
         x = u * np.float32(a) + (v * np.float32(b) + np.float32(c + lent.offset[0]))
         y = u * np.float32(d) + (v * np.float32(e) + np.float32(f + lent.offset[1]))
-        x, y, split, lower = (self.lattice.enlarge(plane, part) for plane in (x, y, *parting))
+        x, y, split, lower = self.lattice.enlarge((x, y, *parting), part)
         further = cv2.multiply(cv2.threshold(lower, 0, 1, cv2.THRESH_BINARY)[1], split)
         map_x, map_y = cv2.scaleAdd(further, b, x), cv2.scaleAdd(further, e, y)
         seen = cv2.remap(lent.pixels, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -163,8 +162,11 @@ class Lips:
         size = self.part.width, self.part.height
         return np.asarray(cv2.warpAffine(light, onto, size, flags=flags, borderMode=cv2.BORDER_REPLICATE), np.float32)
 
-    def _inside(self, lips: Pixels) -> None:
-        """Paints the inside where the lips are apart, and the line where they meet, into `lips` (of `part`) in place."""
+    def _inside(self, lips: Floats) -> None:
+        """Paints the inside where the lips are apart, and the line where they meet, into `lips` (of `part`) in place.
+
+        `lips` are BGR, float32 `[h, w, 3]`, 0 … 255.
+        """
         target, part = self.target, self.part
         soft = softness(target.eyes)
         seen = (self.edges[..., 0] > -soft) & (self.edges[..., 1] > -soft) & (self.edges[..., 2] > 0)
@@ -172,16 +174,15 @@ class Lips:
         if area is None:
             return
         inner = lips[_within(area, part)]
-        near = self.lattice.spread(self.edges, area)[:3]
+        near = self.lattice.spread(self.edges, area)
         under, over, corner = near
         meeting = shadow_line(under, over, soft)
         meeting *= linear(under + over, 0.0, 0.03, 1.0, 0.0)
         cut = float((target.shape.curves[IL] - target.shape.curves[IU]).max())
         # what was cut out took the line's own shadow with it, and left mixed pixels
         seam = 3 if cut < 0.03 else 2 * round(0.5 + 0.012 * target.eyes) + 1
-        pixels = inner.astype(np.float32)
-        blurred = cv2.blur(pixels, (1, seam))
-        pixels = np.asarray(cv2.blendLinear(blurred, pixels, meeting, np.float32(1) - meeting), np.float32)
+        blurred = cv2.blur(inner, (1, seam))
+        pixels = np.asarray(cv2.blendLinear(blurred, inner, meeting, np.float32(1) - meeting), np.float32)
         most = 0.4 * min(cut / 0.03, 1.0)
         shadow = np.multiply(meeting, linear(corner, 0.0, 0.25, 0.0, most), out=meeting)
         kept = np.float32(1) - shadow
@@ -189,8 +190,8 @@ class Lips:
             kept, added = self._opened(area, near, shadow, kept)
         else:
             added = target.art.palette.line[:, None, None] * shadow
-        pixels *= cv2.merge((kept, kept, kept))
-        cv2.add(pixels, cv2.merge(tuple(added)), inner, dtype=cv2.CV_8U)
+        pixels *= cv2.cvtColor(kept, cv2.COLOR_GRAY2BGR)
+        cv2.add(pixels, cv2.merge(tuple(added)), inner)
 
     def _opened(self, area: Box, near: Floats, shadow: Floats, kept: Floats) -> tuple[Floats, Floats]:
         """How much of the lips' pixels is kept, `[h, w]`, and what is added to them, BGR `[3, h, w]`, in `area`.
@@ -246,7 +247,7 @@ def _cover(target: FrameTarget, field: Field, lattice: Lattice, source_u: Floats
     quarter, two = np.float32(0.25), np.float32(2)
     cover: Floats = ramp(lattice.v, top + quarter * (ou - top), two / (ou - top))
     cover *= ramp(-lattice.v, -(ol + np.float32(0.8) * (chin - ol)), two / (chin - ol))
-    cover *= np.interp(np.abs(field.s), BESIDE, (1, 0)).astype(np.float32)
+    cover *= linear(np.abs(field.s), BESIDE[0], BESIDE[1] - BESIDE[0], 1.0, 0.0)
     smooth(cover)
     cover *= _on_face(lattice.u - np.float32(target.mouth.centre), target.sides)
     cover *= _on_face(source_u - np.float32(target.shape.centre), target.lent_sides)

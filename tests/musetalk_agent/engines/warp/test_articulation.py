@@ -140,10 +140,10 @@ def test_the_block_that_moves_holds_every_node_that_moves(
     assert part is not None
     assert box.x0 <= part.x0 < part.x1 <= box.x1 and box.y0 <= part.y0 < part.y1 <= box.y1
     for plane in shift:
-        moves = lattice.enlarge(plane, box) != 0
+        moves = lattice.enlarge([plane], box)[0] != 0
         moves[part.y0 - box.y0 : part.y1 - box.y0, part.x0 - box.x0 : part.x1 - box.x0] = False
         assert not moves.any()
-        assert lattice.enlarge(plane, part).shape == (part.height, part.width)
+        assert lattice.enlarge([plane], part)[0].shape == (part.height, part.width)
     assert lattice.moved(np.ones_like(shift)) == box
 
 

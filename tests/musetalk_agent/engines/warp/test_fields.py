@@ -133,9 +133,9 @@ def test_a_plane_is_turned_and_enlarged_to_the_plane(
     part = Box(box.x0 + 1, box.y0 + 2, box.x1, box.y1 - 1)
     made = [(lattice.spread(grid, part), part)]
     for nodes, seen in ((lattice, box), (lattice, part), (lattice.within(part), part)):
-        made.append((np.stack([nodes.enlarge(plane, seen) for plane in nodes.turned(grid)]), seen))
+        made.append((np.stack(nodes.enlarge(nodes.turned(grid, 3), seen)), seen))
     for planes, seen in made:
-        assert planes.shape == (4, seen.height, seen.width)
+        assert planes.shape == (3, seen.height, seen.width)
         place_x, place_y = np.arange(seen.x0, seen.x1)[None], np.arange(seen.y0, seen.y1)[:, None]
         assert np.abs(planes[0] - (a * place_x + b * place_y)).max() < 0.05
         back = np.stack(np.broadcast_arrays(place_x, place_y), -1) - frame[:, 2]
@@ -164,8 +164,8 @@ def test_part_of_the_box_is_enlarged_as_in_the_whole(x: int, y: int, width: int,
     lattice = Lattice.over(BOX, FRAME, cell)
     values = np.random.default_rng(1).random((lattice.rows, lattice.cols), np.float32)
     part = Box(BOX.x0 + x, BOX.y0 + y, BOX.x0 + x + width, BOX.y0 + y + height)
-    same = lattice.enlarge(values, BOX)[y : y + height, x : x + width]
-    assert np.abs(lattice.enlarge(values, part) - same).max() < 1e-5
+    same = lattice.enlarge([values], BOX)[0][y : y + height, x : x + width]
+    assert np.abs(lattice.enlarge([values], part)[0] - same).max() < 1e-5
 
 
 @given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=9), st.floats(-0.5, 0.5), st.floats(0.001, 1))
@@ -222,7 +222,7 @@ def test_pixels_are_moved_around_the_nodes_that_are_and_copied_elsewhere(
     shift[:, r0 : r0 + rows, c0 : c0 + cols] = 2.0
     made = fetch(SMOOTH, window, mouth, lattice, shift)
     x, y = (np.float32(np.arange(n)) for n in (36, 28))
-    right, down = (lattice.enlarge(plane, lattice.box) for plane in shift)
+    right, down = lattice.enlarge(shift, lattice.box)
     map_x, map_y = right + x + 6, down + y[:, None] + 4
     exact = cv2.remap(SMOOTH.astype(np.float32), map_x, map_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     assert np.abs(made - exact).max() < 2.5
