@@ -23,12 +23,13 @@ from musetalk_agent.compose.compositor import paste
 from musetalk_agent.compose.idle import PingPongLoop
 from musetalk_agent.engines.musetalk.artefacts import MuseTalkArtefacts
 from musetalk_agent.engines.musetalk.picture.mouth_picture import MouthPicture
+from musetalk_agent.engines.musetalk.picture.mouth_places import mouth_places
 from musetalk_agent.media_types import Box, Patch, Pixels
 from musetalk_agent.protocol.avatar_settings import AvatarSettings
 from musetalk_agent.protocol.http import AvatarSource, Picture
 from musetalk_agent.weights import Manifest, ModelStore
 from tests.bench.figures import Figure
-from tests.fakes.painted_mouth import Faults, Painter, Speech, lag_frames, opening_of, speech, trembling
+from tests.fakes.painted_mouth import LIP_HEIGHT, Faults, Painter, Speech, lag_frames, opening_of, speech, trembling
 from tests.musetalk_agent.engines.musetalk.faces import bundle_of, moved
 
 FRAMES = 400
@@ -65,6 +66,9 @@ class PaintedClip:
         self.bundle, self.told = bundle, told
         self._crops: list[Pixels] = []
         self.artefacts = MuseTalkArtefacts.of(bundle, self._keep)
+        self.places = mouth_places(bundle.landmarks, self.artefacts)
+        x1, _, x2, _ = (float(v) for v in self.artefacts.boxes[0])
+        self.half = float(abs(bundle.landmarks[0, 291, 0] - bundle.landmarks[0, 61, 0])) * 128 / (x2 - x1)
         painter, loop = Painter(faults or Faults()), PingPongLoop(len(bundle))
         self.indices = [loop.idle_index(k) for k in range(len(told.openings))]
         self.faces = [
@@ -73,16 +77,12 @@ class PaintedClip:
         ]
 
     def mouth(self, idle_index: int) -> tuple[float, float, float]:
-        """Middle and half width of the idle frame's mouth in its crop."""
-        corners = self.bundle.landmarks[idle_index, [61, 291, 13, 14]]
-        if self.artefacts.placements is not None:
-            back = cv2.invertAffineTransform(self.artefacts.placements[idle_index].astype(np.float64))
-            corners = corners @ back[:, :2].T + back[:, 2]
-        else:
-            x1, y1, x2, y2 = (float(v) for v in self.artefacts.boxes[idle_index])
-            corners = (corners - (x1, y1)) * (256 / (x2 - x1), 256 / (y2 - y1))
-        x, y = corners.mean(0)
-        return float(x), float(y), float(abs(corners[1, 0] - corners[0, 0]) / 2)
+        """Middle and half width of a mouth in the idle frame's crop: where the head has it, whatever the clip's own mouth does.
+
+        The network does not see the clip's mouth either: the lower half of what it is shown is black.
+        """
+        x, y = self.places[idle_index]
+        return float(x), float(y), self.half
 
     def idle(self, idle_index: int, box: Box) -> Pixels:
         """The idle frame's pixels."""
@@ -110,14 +110,14 @@ def seen(clip: PaintedClip, settings: AvatarSettings | None) -> Seen:
     """Measures a look."""
     patches, cost = clip.patches(settings)
     openings, steps, sharp, seams, shown = [], [], [], [], []
-    for idle_index, patch in zip(clip.indices, patches, strict=True):
+    for idle_index, patch, told in zip(clip.indices, patches, clip.told.openings, strict=True):
         idle = clip.idle(idle_index, patch.box)
         composed = paste(idle, patch.pixels, patch.mask) if patch.mask is not None else patch.pixels
         x1, y1, x2, y2 = (int(v) for v in clip.artefacts.boxes[idle_index])
         across, down = 256 / (x2 - x1), 256 / (y2 - y1)
         x, y, half = clip.mouth(idle_index)
         place = x / across + x1 - patch.box.x0, y / down + y1 - patch.box.y0
-        openings.append(opening_of(composed, place, 22 / down) * down)
+        openings.append(opening_of(composed, place, (LIP_HEIGHT - 1 + told / 2) / down) * down)  # skin may be as dark
         mask = clip.artefacts.mask(idle_index)
         away = _away_from(mask, place, half / across)
         steps.append(_sectors(composed, idle, mask, away))

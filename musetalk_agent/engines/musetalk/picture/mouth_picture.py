@@ -14,6 +14,7 @@ from musetalk_agent.engines.musetalk.artefacts import SIDE, MuseTalkArtefacts
 from musetalk_agent.engines.musetalk.picture.blending import multiband, poisson
 from musetalk_agent.engines.musetalk.picture.colour import ColourFit
 from musetalk_agent.engines.musetalk.picture.detail import FINEST, detail, sharpened
+from musetalk_agent.engines.musetalk.picture.mouth_places import STEADY, mouth_places
 from musetalk_agent.engines.musetalk.picture.smoothing import STRENGTHS, FaceSmoother
 from musetalk_agent.engines.warp.mouth_space import OUTER_LOWER, OUTER_UPPER
 from musetalk_agent.media_types import Box, Patch, Pixels
@@ -41,6 +42,7 @@ class MouthPicture:
         strength = STRENGTHS[settings.smoothing]
         self._smoother = FaceSmoother(strength) if strength else None
         self._colour = ColourFit()
+        self._places = mouth_places(bundle.landmarks, artefacts) if strength else None
         self._last: int | None = None
         self._closed: NDArray[np.int64] = np.flatnonzero(closed_mouth(bundle.landmarks))
 
@@ -74,6 +76,8 @@ class MouthPicture:
             self._colour.reset()
             if self._smoother is not None:
                 self._smoother.reset()
+        elif self._smoother is not None and self._places is not None and idle_index != self._last:
+            self._smoother.follow(*(self._places[idle_index] - self._places[self._last]))
         self._last = idle_index
 
     def _idle(self, idle_index: int, box: Box) -> Pixels:
@@ -114,7 +118,3 @@ class MouthPicture:
                 flags=cv2.INTER_LINEAR,
             ),
         )
-
-
-STEADY = (33, 133, 362, 263, 168, 6, 195, 5, 4, 1, 2, 98, 327, 93, 323, 50, 280)
-"""Mesh points that no mouth moves: corners of the eyes, bridge and wings of the nose, cheekbones, ears."""

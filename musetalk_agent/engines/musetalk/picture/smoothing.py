@@ -3,12 +3,13 @@
 The network makes each face on its own, so lips, teeth and skin shimmer by a fraction of a pixel and by a few levels. Faces of one
 session are averaged over time, place by place: where little has changed over many, where something moves over none. A place
 that has moved stays free for a few frames, so that lips which have nearly met do meet. In fast speech places are freed sooner.
+Places are the head's: what is shown follows it where it moves in the network's picture.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 import cv2
 import numpy as np
@@ -32,8 +33,13 @@ USUAL_RATE = 0.16
 """Mean change of a block from frame to frame in ordinary speech, as a share of its contrast (the painted mouth of the tests)."""
 RATE_FRAMES = 10
 """Frames over which the rate of speech is averaged: 0.4 s at 25 a second, two syllables."""
+LEAST_SHIFT = 0.05
+"""Pixels by which the head has to move before what is shown is moved after it: linear interpolation costs detail."""
 SOONEST, LATEST = 0.6, 1.25
 """By how much the rate of speech scales what counts as movement, in fast and in slow speech."""
+
+
+Shown = TypeVar("Shown", Pixels, NDArray[np.float32])
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,13 @@ class FaceSmoother:
         self._moved: NDArray[np.float32] | None = None
         self._rate = USUAL_RATE
 
+    def follow(self, x: float, y: float) -> None:
+        """The head has moved in the picture since the last face, by so many pixels to the right and down."""
+        if self._shown is None or self._small is None or max(abs(x), abs(y)) < LEAST_SHIFT:
+            return
+        self._shown = _shifted(self._shown, x, y)
+        self._small = _shifted(self._small, x / BLOCK, y / BLOCK)
+
     def smoothed(self, face: Pixels) -> Pixels:
         """uint8 BGR `[h, w, 3]`, sides divisible by `BLOCK` and the same at each call; returns the face that is shown."""
         height, width = face.shape[:2]
@@ -117,6 +130,16 @@ class FaceSmoother:
         still, moving = self._strength.still * scale, self._strength.moving * scale
         share = np.clip((wide - still) / (moving - still), self._strength.least, 1.0)
         return np.asarray(share, np.float32)
+
+
+def _shifted(picture: Shown, x: float, y: float) -> Shown:
+    """A copy that is moved, by linear interpolation; its edges are repeated."""
+    if max(abs(x), abs(y)) >= 1:
+        moved = np.array([[1, 0, x], [0, 1, y]])
+        size = picture.shape[1], picture.shape[0]
+        return cast("Shown", cv2.warpAffine(picture, moved, size, borderMode=cv2.BORDER_REPLICATE))
+    across, down = (np.array([max(by, 0), 1 - abs(by), max(-by, 0)]) for by in (x, y))
+    return cast("Shown", cv2.filter2D(picture, -1, np.outer(down, across), borderType=cv2.BORDER_REPLICATE))
 
 
 def _contrast(small: NDArray[np.float32]) -> NDArray[np.float32]:

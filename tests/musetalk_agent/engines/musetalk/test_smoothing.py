@@ -97,6 +97,23 @@ def test_the_first_face_and_the_first_after_a_reset_are_taken_as_they_are() -> N
     assert np.array_equal(smoother.smoothed(faces[2]), faces[2])
 
 
+@pytest.mark.parametrize("step", [(0.6, -0.4), (-2.3, 1.2)], ids=["less than a pixel", "more"])
+def test_what_is_shown_follows_the_head(step: tuple[float, float]) -> None:
+    """A mouth that trembles in the same way where the head stands still, and where it moves across the picture."""
+    strength = STRENGTHS["light"]
+    assert strength is not None
+    told = Speech(np.full(16, 12.0), [range(16)], [])
+    still, walking, smoother = Painter(), Painter(), FaceSmoother(strength)
+    at_rest = shown([still.face(flat(), MOUTH, opening)[TOP:] for opening in told.openings], "light")
+    for frame, opening in enumerate(told.openings):
+        x, y = (at + frame * by for at, by in zip(MOUTH, step, strict=False))
+        if frame:
+            smoother.follow(*step)
+        seen = smoother.smoothed(walking.face(flat(), (x, y, MOUTH[2]), opening)[TOP:])
+        expected = opening_of(at_rest[frame], (MOUTH[0], MOUTH[1] - TOP), 18)
+        assert opening_of(seen, (x, y - TOP), 18) == pytest.approx(expected, abs=0.6), frame
+
+
 def test_what_is_given_is_not_changed() -> None:
     faces = painted(speech(5))
     copies = [face.copy() for face in faces]
