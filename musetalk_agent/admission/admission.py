@@ -22,13 +22,14 @@ LOOK_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What is seen of one session: frames that spoke since it began, and how late each frame since the last look left, by the time
-    of a frame."""
+    """What is seen of one session: frames that spoke since it began, how late each frame since the last look left, by the time of a
+    frame, and whether somebody gets them."""
 
     session_id: str
     demand: Demand
     spoken: int
     late: Sequence[float]
+    watched: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,9 @@ class Admission:
         if steady and now > at:
             looks = [
                 SessionLoad(
-                    one.demand, min(1.0, (one.spoken - spoken_before[one.session_id]) / (one.demand.fps * (now - at)))
+                    one.demand,
+                    min(1.0, (one.spoken - spoken_before[one.session_id]) / (one.demand.fps * (now - at))),
+                    one.watched,
                 )
                 for one in scene.running
             ]

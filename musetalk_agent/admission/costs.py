@@ -24,6 +24,9 @@ _SIMULCAST = 1.4
 _ENGINES = {"warp": 0.2, "pattern": 0.02}
 _OTHER_ENGINE = 0.05
 """Features, patches and composition where a card makes the mouths."""
+_LIVING_PER_PIXEL = 3e-7
+"""Of a still picture's head, which is moved in every frame: 0.05 to 0.06 at 512×512, and 0.02 for an encoder that gets a picture of
+which all moves."""
 IDLE_SHARE = 0.5
 """What a session that does not speak costs by what it costs when it does: 0.16 to 0.21 of 0.34 to 0.48."""
 _OWN_BYTES = 24 << 20
@@ -34,7 +37,7 @@ _FRAMES_HELD = 24
 @dataclass(frozen=True, slots=True)
 class Demand:
     """What a session asks of the machine: frames of `width` × `height` pixels, `fps` a second, made by `engine` and encoded by each
-    of `codecs` (none: nothing is published)."""
+    of `codecs` (none: nothing is published). `living`: of a still picture, whose head is moved."""
 
     engine: str
     width: int = USUAL_WIDTH
@@ -42,6 +45,12 @@ class Demand:
     fps: int = _FPS
     codecs: tuple[VideoCodec, ...] = (VideoCodec.VP8,)
     simulcast: bool = False
+    living: bool = False
+
+    @property
+    def cores_unwatched(self) -> float:
+        """While it is heard and nobody subscribes to its video, which is then neither made nor encoded."""
+        return min(self.cores, _VOICE_AND_CLOCK + _ROOM)
 
     @property
     def cores(self) -> float:
@@ -49,7 +58,8 @@ class Demand:
         rate, pixels = self.fps / _FPS, self.width * self.height
         several = _SIMULCAST if self.simulcast else 1.0
         encoders = sum(_ROOM + rate * several * _PER_PIXEL[codec] * pixels for codec in self.codecs)
-        return _VOICE_AND_CLOCK + rate * _ENGINES.get(self.engine, _OTHER_ENGINE) + encoders
+        frames = _ENGINES.get(self.engine, _OTHER_ENGINE) + (_LIVING_PER_PIXEL * pixels if self.living else 0.0)
+        return _VOICE_AND_CLOCK + rate * frames + encoders
 
     @property
     def memory(self) -> int:
@@ -58,7 +68,8 @@ class Demand:
 
 
 def demand_of(request: AgentStartRequest, engine: str) -> Demand:
-    """Of a session that is not there yet: a size that is left to the clip is taken for the largest."""
+    """Of a session that is not there yet: a size that is left to the clip is taken for the largest, and the clip for one that moves
+    by itself."""
     picture, codecs = request.picture, list[VideoCodec]()
     if request.connect_livekit:
         codecs.append(request.video_codec.chosen)

@@ -42,10 +42,21 @@ class Steady:
 
 @dataclass(frozen=True, slots=True)
 class SessionLoad:
-    """One session over the time since the look before: what it asks for, and the share of the time in which it spoke (0 … 1)."""
+    """One session over the time since the look before: what it asks for, and the share of the time in which it spoke (0 … 1).
+
+    `watched`: somebody gets its frames.
+    """
 
     demand: Demand
     speaking: float
+    watched: bool = True
+
+    @property
+    def cores(self) -> float:
+        """What it should have taken."""
+        if not self.watched:
+            return self.demand.cores_unwatched
+        return self.demand.cores * (IDLE_SHARE + (1 - IDLE_SHARE) * self.speaking)
 
 
 class Processor:
@@ -70,7 +81,7 @@ class Processor:
 
     def observe(self, cores_used: float, looks: Sequence[SessionLoad]) -> None:
         """What the process used on average while exactly these sessions were there."""
-        expected = sum(look.demand.cores * (IDLE_SHARE + (1 - IDLE_SHARE) * look.speaking) for look in looks)
+        expected = sum(look.cores for look in looks)
         if expected >= _LEAST_CORES:
             self._factor.add(_within(_FACTORS, cores_used / expected))
 

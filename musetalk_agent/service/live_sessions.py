@@ -129,7 +129,7 @@ class LiveSessions:
             statistics = session.pipeline.player.statistics
             late, demand = list(statistics.clock_late), self._demands[session.id]
             statistics.clock_late.clear()
-            running.append(Running(session.id, demand, statistics.spoken, late))
+            running.append(Running(session.id, demand, statistics.spoken, late, session.publisher.state.watched))
         return Scene(running, [starting.demand for starting in self._starting.values()])
 
     def live(self) -> list[Session]:
@@ -242,7 +242,8 @@ class LiveSessions:
         self._ended.pop(session.id, None)  # it was here before, and came back
         self._films.pop(session.id, None)
         bundle = session.bundle
-        self._usual = replace(demand, width=bundle.width, height=bundle.height, fps=bundle.fps)
+        living = bundle.relief is not None
+        self._usual = replace(demand, width=bundle.width, height=bundle.height, fps=bundle.fps, living=living)
         self._sessions[session.id], self._demands[session.id] = session, self._usual
         START_SECONDS.observe(time.monotonic() - begun)
         return session

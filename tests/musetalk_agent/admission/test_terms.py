@@ -23,10 +23,25 @@ SMALL = Demand("pattern", 512, 512)
         (Demand("warp", 512, 512, simulcast=True), 0.05 + 0.2 + 0.045 + 1.4 * 0.089),
         (Demand("pattern", 512, 512, fps=50), 0.05 + 2 * 0.02 + 0.045 + 2 * 0.089),
         (Demand("pattern", codecs=()), 0.05 + 0.02),
+        (Demand("warp", 512, 512, living=True), 0.05 + 0.2 + 0.079 + 0.045 + 0.089),
+        (Demand("pattern", 512, 512, fps=50, living=True), 0.05 + 2 * 0.02 + 2 * 0.079 + 0.045 + 2 * 0.089),
     ],
 )
 def test_the_cost_of_a_session_is_that_of_the_table(demand: Demand, cores: float) -> None:
     assert demand.cores == pytest.approx(cores, abs=0.002)
+
+
+def test_sessions_that_nobody_watches_do_not_make_the_machine_look_faster() -> None:
+    processor, large = Processor(4.0), Demand("warp", 1280, 720)
+    assert large.cores_unwatched == pytest.approx(0.095) and Demand("pattern", codecs=()).cores_unwatched == 0.07
+    for _ in range(20):
+        processor.observe(3 * 0.095, [SessionLoad(large, 0.0, watched=False)] * 3)
+    assert processor.factor == 1.0
+    for _ in range(20):
+        processor.observe(
+            large.cores_unwatched + large.cores, [SessionLoad(large, 0.0, False), SessionLoad(large, 1.0)]
+        )
+    assert processor.factor == 1.0
 
 
 def request(**more: object) -> AgentStartRequest:

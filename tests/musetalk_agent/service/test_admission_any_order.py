@@ -25,6 +25,7 @@ from musetalk_agent.protocol.http import (
     DiagnosisCode,
     SessionState,
 )
+from musetalk_agent.publishers.base import NullPublisher
 from musetalk_agent.publishers.film.film import SessionFilm
 from musetalk_agent.service.live_sessions import LiveSessions
 from tests.musetalk_agent.admission.granted import Granted
@@ -40,7 +41,8 @@ class Held:
         self.events = SimpleNamespace(changed=asyncio.Event())
         self.film = SessionFilm(MonotonicClock())
         self.stops = 0
-        self.bundle = SimpleNamespace(width=64, height=64, fps=25)
+        self.bundle = SimpleNamespace(width=64, height=64, fps=25, relief=None)
+        self.publisher = NullPublisher(VirtualClock())
         self.pipeline = SimpleNamespace(player=SimpleNamespace(statistics=PlayerStatistics()))
 
     async def start(self) -> None:
