@@ -109,6 +109,10 @@ def _fades(pictures: list[Pixels]) -> list[tuple[int, int]]:
     return [(max(1, k - reach), min(k + reach, len(pictures) - 1)) for k in sorted(middles)]
 
 
+_JUMP_LEVELS, _JUMP_ALIKE = 0.75, 0.99
+"""In place of `_LEVELS` and `_ALIKE`, for dubs: one that misses a cut changes the frame after it, and one too many costs little.
+Found of 48 joins of two clips of one GRID talker, framed alike: 46, with the others 44. In 1,650 frames of 22 clips: none, with
+either."""
 _SAME = 0.05
 """Levels under which a frame repeats the one before, as films at a raised rate do: it says nothing of how quickly things move."""
 _WAIT_FRAMES = 4
@@ -147,7 +151,7 @@ class CutFinder:
             return self._decided(None) if self._late > _WAIT_FRAMES else []
         self._last = picture
         found = self._decided(change.levels)
-        if change.correlation < _ALIKE and change.levels > _TIMES * (self._before or 0.0) + _LEVELS:
+        if change.correlation < _JUMP_ALIKE and change.levels > _TIMES * (self._before or 0.0) + _JUMP_LEVELS:
             self._doubted, self._late = change.levels, 1
             return found
         self._before = change.levels
@@ -163,7 +167,7 @@ class CutFinder:
         if doubted is None:
             return []
         self._doubted, self._late = None, 0
-        cut = after is None or doubted > _TIMES * after + _LEVELS
+        cut = after is None or doubted > _TIMES * after + _JUMP_LEVELS
         if after is None and self._before is None:
             cut = False
         self._before = None if cut else doubted

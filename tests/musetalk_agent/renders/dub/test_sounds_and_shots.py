@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -17,7 +18,7 @@ from musetalk_agent.renders.dub.footage_scan import FootageScan
 from musetalk_agent.renders.film_parts import STUDIO_601, FilmClock
 from musetalk_agent.renders.sounds import Sound
 from musetalk_agent.tools.audio_file import AudioFile
-from tests.musetalk_agent.avatars.clips import face
+from tests.musetalk_agent.avatars.clips import face, moving
 from tests.musetalk_agent.avatars.test_shots import other_shot
 
 RATE = 16_000
@@ -123,6 +124,15 @@ def test_cuts_are_found_while_the_film_is_read() -> None:
     title[100:120, 20:200] = 250
     film = [*[face()] * 9, *[other_shot()] * 9, *[black] * 5, *[face()] * 7, *[title] * 6]
     assert cuts_of(film) == [0, 9, 18, 23, 30]
+
+
+def test_a_jump_within_one_framing_is_a_cut_and_a_head_that_moves_is_none() -> None:
+    aside = np.array([[1.0, 0, 2], [0, 1, 1]])
+    jumped = cv2.warpAffine(face(), aside, (256, 256), borderMode=cv2.BORDER_REPLICATE)
+    film = [cv2.add(picture, (k % 2, k % 2, k % 2)) for k, picture in enumerate([*[face()] * 9, *[jumped] * 9])]
+    assert cuts_of(film) == [0, 9]
+    for step in (0.0, 1.0, 4.0, 12.0):
+        assert cuts_of(moving(20, step=step)) == [0]
 
 
 def test_neither_a_pan_nor_doubled_frames_are_cuts() -> None:
