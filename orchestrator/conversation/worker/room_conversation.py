@@ -163,7 +163,12 @@ class RoomConversation:
         floor = self._floor = Floor(session, output, opening.language)
         timed = isinstance(session.tts, TimedVoice)
         agent.floor, agent.recognises_early, agent.clips = floor, opening.recognise_early, opening.clips
-        await session.start(agent=agent, room=self._room, room_options=_room_options(timed=timed))
+        await session.start(
+            agent=agent,
+            room=self._room,
+            room_options=_room_options(timed=timed),
+            session_host=False,  # or whoever is in the room reads the instructions and drives the conversation
+        )
         if timed:
             session.output.transcription = None  # `captions` knows when each word is heard
         self._linked = True

@@ -142,6 +142,8 @@ async def ended(task: asyncio.Task[None]) -> None:
 async def test_it_greets_answers_a_text_and_remembers(livekit_server: LiveKitAccess) -> None:
     models = FakeModels(replies=["My name is Ada.", "You said hello."])
     async with talk(livekit_server, models, greeting="Good morning.") as here:
+        private: list[str] = []
+        here.running.ears.room.register_byte_stream_handler("lk.agent.session", lambda reader, who: private.append(who))
         await until(lambda: [event["text"] for event in here.of("reply.finished")] == ["Good morning."])
         message_id = await here.chat("Hello. What is your name?")
         await until(lambda: len(here.of("reply.finished")) == 2)
@@ -160,6 +162,9 @@ async def test_it_greets_answers_a_text_and_remembers(livekit_server: LiveKitAcc
             ("assistant", "You said hello.", False),
         ]
         assert len(here.running.ears.heard(0.0)) > 100, "the answers were heard in the room"
+        assert private == [], (
+            "livekit-agents' remote control gives the room the instructions, and takes texts without a limit"
+        )
 
 
 async def test_a_text_interrupts_and_the_history_has_no_more_than_was_said(livekit_server: LiveKitAccess) -> None:
