@@ -171,6 +171,7 @@ class Settings(BaseSettings):
     """An `/audio` connection without any message for this long is closed."""
     avatar_upload_bytes: int = Field(default=256 << 20, ge=1024)
     avatars_dir: Path = Field(default_factory=default_avatars_dir)
+    avatars_url: str | None = None
     """Folder of the avatar library: records and the bytes of clips. Orchestrators that share it share the library."""
     avatars_max: int = Field(default=200, ge=1)
     """Avatars of one key."""
@@ -253,13 +254,14 @@ class Settings(BaseSettings):
             raise ValueError("an address that begins with https:// or wss://")
         return value.rstrip("/") if value else None
 
-    @field_validator("recording_url")
+    @field_validator("recording_url", "avatars_url")
     @classmethod
-    def _recordings(cls, value: str | None) -> str | None:
+    def _buckets(cls, value: str | None, field: ValidationInfo) -> str | None:
         if not value:
             return None
         if not value.startswith("s3://") or not urlsplit(value).netloc:
-            raise ValueError("an address like s3://BUCKET/FOLDER; for a folder there is RECORDING_DIR")
+            folder = "RECORDING_DIR" if field.field_name == "recording_url" else "AVATARS_DIR"
+            raise ValueError(f"an address like s3://BUCKET/FOLDER; for a folder there is {folder}")
         if find_spec("obstore") is None:
             raise ValueError("it needs the package obstore: pip install 'musetalk-livekit[s3]'")
         return value
@@ -366,7 +368,9 @@ class Settings(BaseSettings):
     @property
     def avatar_options(self) -> AvatarOptions:
         """Where the avatar library is, and what it may hold."""
-        return AvatarOptions(self.avatars_dir, self.avatars_max, self.avatars_bytes, self.avatar_upload_bytes)
+        return AvatarOptions(
+            self.avatars_dir, self.avatars_url, self.avatars_max, self.avatars_bytes, self.avatar_upload_bytes
+        )
 
     @property
     def render_options(self) -> RenderOptions:

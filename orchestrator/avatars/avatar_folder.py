@@ -16,6 +16,7 @@ import os
 import secrets
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,7 +25,9 @@ from pydantic import ValidationError
 from orchestrator.avatars.avatar_record import AVATAR_ID, AvatarRecord
 
 _DIGEST = "sha256:"
-_LEFT_S = 3600.0
+_POSTER = "poster.jpg"
+LEFT_S = 3600.0
+"""What is here and of no use is left alone for so long: another process may be about to use it."""
 
 
 class AvatarFolder:
@@ -38,9 +41,9 @@ class AvatarFolder:
         for folder in (self._avatars, self._sources):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def ids(self) -> list[str]:
+    def records(self) -> list[AvatarRecord]:
         """Every avatar that there is, in no order."""
-        return [name for name in os.listdir(self._avatars) if AVATAR_ID.fullmatch(name)]
+        return [record for name in os.listdir(self._avatars) if (record := self.read(name)) is not None]
 
     def read(self, avatar_id: str) -> AvatarRecord | None:
         """The record; None for what is no avatar, or was written by a version that this one does not understand."""
@@ -59,16 +62,18 @@ class AvatarFolder:
         made.write_text(record.model_dump_json(exclude_unset=False))
         made.replace(folder / "avatar.json")
 
-    def poster(self, avatar_id: str) -> Path:
-        """Where the poster is, once there is one."""
-        return self._avatars / avatar_id / "poster.jpg"
+    def poster(self, avatar_id: str) -> Path | None:
+        """The file of the poster; None before there is one."""
+        path = self._avatars / avatar_id / _POSTER
+        return path if path.is_file() else None
 
     def write_poster(self, avatar_id: str, data: bytes) -> None:
         """Stores the poster, JPEG."""
-        made = self._avatars / avatar_id / f".poster.{secrets.token_hex(4)}"
+        folder = self._avatars / avatar_id
+        made = folder / f".poster.{secrets.token_hex(4)}"
         with suppress(FileNotFoundError):  # the avatar was deleted meanwhile
             made.write_bytes(data)
-            made.replace(self.poster(avatar_id))
+            made.replace(folder / _POSTER)
 
     def delete(self, avatar_id: str) -> None:
         """Removes an avatar; its clips stay until `sweep`."""
@@ -79,9 +84,9 @@ class AvatarFolder:
         path = self._sources / source.removeprefix(_DIGEST)
         return path if path.is_file() else None
 
-    def incoming(self) -> IncomingClip:
-        """A clip that is about to come."""
-        return IncomingClip(self._sources)
+    def incoming(self, store: Callable[[str, Path], None] | None = None) -> IncomingClip:
+        """A clip that is about to come. `store` takes its name and its file when it is whole, before it is put in place."""
+        return IncomingClip(self._sources, store)
 
     def remove_sources(self, sources: set[str]) -> None:
         """Removes clips."""
@@ -93,15 +98,15 @@ class AvatarFolder:
         kept = {source.removeprefix(_DIGEST) for source in used}
         for entry in os.scandir(self._sources):
             with suppress(FileNotFoundError):
-                if entry.name not in kept and time.time() - entry.stat().st_mtime > _LEFT_S:
+                if entry.name not in kept and time.time() - entry.stat().st_mtime > LEFT_S:
                     os.unlink(entry.path)
 
 
 class IncomingClip:
-    """Writes and hashes a clip's bytes as they come. `keep` or `drop` ends it."""
+    """Writes and hashes a clip's bytes as they come. `keep` or `drop` ends it. `store` as in `AvatarFolder.incoming`."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, store: Callable[[str, Path], None] | None = None) -> None:
+        self._folder, self._store = folder, store
         self._path = folder / f".{secrets.token_hex(8)}"
         self._file = self._path.open("wb")
         self._digest = hashlib.sha256()
@@ -116,9 +121,12 @@ class IncomingClip:
     def keep(self) -> tuple[str, Path]:
         """Puts the clip in place; returns its name (`sha256:…`) and its file."""
         self._file.close()
-        path = self._folder / self._digest.hexdigest()
+        name = self._digest.hexdigest()
+        if self._store is not None:
+            self._store(_DIGEST + name, self._path)
+        path = self._folder / name
         self._path.replace(path)
-        return _DIGEST + self._digest.hexdigest(), path
+        return _DIGEST + name, path
 
     def drop(self) -> None:
         """Removes what is not kept. Safe to call after `keep`."""

@@ -35,6 +35,7 @@ from orchestrator.avatars.avatar_record import (
     ShownSettings,
     new_avatar_id,
 )
+from orchestrator.avatars.avatar_storage import AvatarStorage
 from orchestrator.avatars.clip_supply import supply
 from orchestrator.avatars.preparation import Preparations
 from orchestrator.disk import Disk
@@ -48,9 +49,13 @@ _disk = Disk("avatars")
 
 @dataclass(frozen=True)
 class AvatarOptions:
-    """Where the library is, and what it may hold: `most` avatars of a caller, `most_bytes` of clips, `clip_bytes` of one."""
+    """Where the library is, and what it may hold: `most` avatars of a caller, `most_bytes` of clips, `clip_bytes` of one.
+
+    With a `bucket` (`s3://…`) the library is there, and the folder has copies.
+    """
 
     folder: Path
+    bucket: str | None = None
     most: int = 200
     most_bytes: int = 20 << 30
     clip_bytes: int = 256 << 20
@@ -66,7 +71,7 @@ class Avatars:
 
     def __init__(self, options: AvatarOptions, pool: AgentPool, agents: AgentClient) -> None:
         self._options, self._pool, self._agents = options, pool, agents
-        self._folder = AvatarFolder(options.folder)
+        self._folder = _storage(options)
         self._changing = asyncio.Lock()
         self._preparations = Preparations(self._folder, pool, agents, self._changing)
 
@@ -101,15 +106,13 @@ class Avatars:
         """Every avatar, the newest first."""
 
         def read() -> list[AvatarRecord]:
-            found = [record for name in self._folder.ids() if (record := self._folder.read(name)) is not None]
-            return sorted(found, key=lambda record: (-record.created_at, record.avatar_id))
+            return sorted(self._folder.records(), key=lambda record: (-record.created_at, record.avatar_id))
 
         return await _disk(read)
 
     async def poster(self, record: AvatarRecord) -> Path | None:
         """The file of the poster; None before there is one."""
-        path = self._folder.poster(record.avatar_id)
-        return path if await _disk(path.is_file) else None
+        return await _disk(self._folder.poster, record.avatar_id)
 
     def view(self, record: AvatarRecord) -> dict[str, Any]:
         """What `GET /avatars/{id}` says."""
@@ -436,3 +439,12 @@ def _name_of(filename: str | None) -> str:
     """By the name of a file, which may be percent-encoded, since a header holds no other letters than English ones."""
     stem = Path(unquote(filename or "")).stem.strip()
     return "".join(c for c in stem if c.isprintable())[:NAME_CHARACTERS] or _UNNAMED
+
+
+def _storage(options: AvatarOptions) -> AvatarStorage:
+    folder = AvatarFolder(options.folder)
+    if options.bucket is None:
+        return folder
+    from orchestrator.avatars.avatar_bucket import AvatarBucket  # the extra [s3]
+
+    return AvatarBucket(options.bucket, folder)

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentClient, AgentLease
-from orchestrator.avatars.avatar_folder import AvatarFolder
+from orchestrator.avatars.avatar_storage import AvatarStorage
 
 _BLOCK_BYTES = 1 << 18
 _Answer = TypeVar("_Answer")
@@ -29,7 +29,7 @@ async def with_clip(call: Callable[[], Awaitable[_Answer]], bring: Callable[[], 
 
 
 async def supply(
-    folder: AvatarFolder, agents: AgentClient, lease: AgentLease, source: str, filename: str | None = None
+    folder: AvatarStorage, agents: AgentClient, lease: AgentLease, source: str, filename: str | None = None
 ) -> bool:
     """Hands an agent a clip; False where it is not in the folder. Raises ProblemError: the agent's own, or `agent_unavailable`."""
     path = await asyncio.to_thread(folder.source, source)

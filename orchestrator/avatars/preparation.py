@@ -17,8 +17,8 @@ from musetalk_agent.protocol.preparation_messages import AgentPrepareRequest, Pr
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentClient, AgentLease
 from orchestrator.agents.pool import AgentPool
-from orchestrator.avatars.avatar_folder import AvatarFolder
 from orchestrator.avatars.avatar_record import AvatarRecord, AvatarState
+from orchestrator.avatars.avatar_storage import AvatarStorage
 from orchestrator.avatars.clip_supply import supply, with_clip
 
 AT_ONCE = 4
@@ -53,7 +53,7 @@ class Preparations:
         changing: held by who changes a record.
     """
 
-    def __init__(self, folder: AvatarFolder, pool: AgentPool, agents: AgentClient, changing: asyncio.Lock) -> None:
+    def __init__(self, folder: AvatarStorage, pool: AgentPool, agents: AgentClient, changing: asyncio.Lock) -> None:
         self._folder, self._pool, self._agents, self._changing = folder, pool, agents, changing
         self._running: dict[str, _Preparing] = {}
         self._spreading: set[asyncio.Task[None]] = set()

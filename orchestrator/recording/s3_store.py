@@ -1,26 +1,21 @@
-"""Films in an S3-compatible store, by the extra `[s3]` (obstore): each append is an object of its own, and nothing is written over.
-
-obstore is called in threads, never by its coroutines: with those the interpreter aborts when it ends (obstore 0.12).
-"""
+"""Films in an S3-compatible store (`s3_bucket`): each append is an object of its own, and nothing is written over."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import obstore
 from obstore.exceptions import BaseError
-from obstore.store import S3Store
 
 from orchestrator.recording.film_store import FilmIndex, StoreFailed, StoreThreads, film_name
+from orchestrator.s3_bucket import open_bucket
 
 _INDEX = "index.json"
 _LISTINGS = 256
 """Films whose objects are remembered."""
-_ANSWER_S, _CONNECT_S = 10, 3
-_RETRIES = 3
 _Result = TypeVar("_Result")
 
 
@@ -28,8 +23,7 @@ class S3FilmStore:
     """A film is `NAME/OFFSET`, one object for each append, and `NAME/index.json`.
 
     Args:
-        url: `s3://BUCKET` or `s3://BUCKET/FOLDER`. Keys, region and endpoint are the environment's (`AWS_ACCESS_KEY_ID`,
-            `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL`), or the machine's role.
+        url: as in `open_bucket`.
 
     Raises ValueError for an address that is none.
     """
@@ -38,14 +32,7 @@ class S3FilmStore:
     flush_bytes = 2 << 20
 
     def __init__(self, url: str) -> None:
-        options: dict[str, Any] = {
-            "client_options": {"timeout": f"{_ANSWER_S}s", "connect_timeout": f"{_CONNECT_S}s", "allow_http": True},
-            "retry_config": {"max_retries": _RETRIES},
-        }
-        try:
-            self._store = S3Store.from_url(url, **options)
-        except BaseError as error:
-            raise ValueError(f"{url!r} is no address of a bucket: {error}") from error
+        self._store = open_bucket(url)
         self._threads = StoreThreads("films-s3")
         self._parts: OrderedDict[str, list[tuple[int, int]]] = OrderedDict()
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 
-import httpx
 import pytest
 
-from musetalk_tools.processes import free_port
 from orchestrator.recording.film_store import FilmIndex, StoreFailed
 from tests.fakes.film_parts import watch
 from tests.fakes.stage import stage
-from tests.waiting import until, wait_until
+from tests.waiting import until
 
 pytest.importorskip("obstore")
 pytest.importorskip("moto")
@@ -23,45 +17,6 @@ pytest.importorskip("moto")
 from orchestrator.recording.s3_store import S3FilmStore
 
 NAME = "ses_abcdefghijklmnop"
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    """A server that speaks S3, in a process of its own."""
-    port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-
-    def answers() -> bool:
-        assert server.poll() is None
-        try:
-            return httpx.get(url, trust_env=False).status_code < 500
-        except httpx.TransportError:
-            return False
-
-    try:
-        wait_until(answers)
-        yield url
-    finally:
-        server.kill()
-        server.wait()
-
-
-@pytest.fixture
-def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty bucket, and the environment to reach it."""
-    name = f"films-{secrets.token_hex(4)}"
-    assert httpx.put(f"{endpoint}/{name}", trust_env=False).is_success
-    for variable, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "us-east-1",
-        "AWS_ALLOW_HTTP": "true",
-    }.items():
-        monkeypatch.setenv(variable, value)
-    return f"s3://{name}/films"
 
 
 async def test_bytes_are_appended_and_read_by_whoever_asks(bucket: str) -> None:
@@ -97,7 +52,7 @@ async def test_the_index_the_end_and_what_is_too_old(bucket: str) -> None:
 
 
 async def test_a_bucket_that_is_not_there_is_said(bucket: str) -> None:
-    store = S3FilmStore(bucket.replace("films-", "none-"))
+    store = S3FilmStore(bucket.replace("bucket-", "none-"))
     with pytest.raises(StoreFailed):
         await store.append(NAME, 0, b"x")
     with pytest.raises(ValueError, match="no address"):
