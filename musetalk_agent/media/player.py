@@ -382,8 +382,15 @@ class Player:
                 latency = self._clock.now() - arrived
                 self.statistics.lip_latency_ms.append(1000 * latency)
                 LIP_LATENCY.observe(latency)
-        if self._renderer.ready.peek() is None:
+        if self._renderer.ready.peek() is None and not self._goes_on(made.segment):
             self._idle.prepare()
+
+    def _goes_on(self, segment: Segment | None) -> bool:
+        """The voice goes on after a frame of this segment, so that an idle frame for the next beat would be made for nothing. One
+        that is wanted all the same comes a beat late."""
+        if segment is None or segment.resting or self._publisher.playout.empty:
+            return False
+        return not segment.ended or segment.frames_ready < segment.frames
 
     def _push(self, frame: VideoFrame, due: float) -> None:
         self._publisher.push_video(frame, due)

@@ -30,6 +30,7 @@ class QuietActor(PatternSession):
     """Lies a patch over every idle frame, as an engine does that closes the mouth of a clip, and writes down in which thread."""
 
     threads: set[int]
+    made = 0
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__(bundle)
@@ -37,6 +38,7 @@ class QuietActor(PatternSession):
 
     def idle(self, idle_index: int) -> Patch | None:
         self.threads.add(threading.get_ident())
+        self.made += 1
         return self.black
 
 
@@ -66,6 +68,21 @@ async def test_no_frame_is_composed_on_the_event_loop(executor: ThreadPoolExecut
     assert idle == [0, 1, 2, 3, 4, 3, 2, 1, 0, 1, 2, 3, 4, 3, 2, 1, 0, 1, 2, 3], "no frame twice, none left out"
     beats = np.diff([at for at, _ in made.pictures])
     assert np.allclose(beats, 0.04)
+
+
+async def test_no_idle_frame_is_made_while_speech_goes_on(executor: ThreadPoolExecutor) -> None:
+    engine = QuietEngine()
+    async with stand(executor, engine=engine, frames=5) as made:
+        made.pipeline.begin(1, 16_000)
+        await made.live(tone(0.6))
+        before = engine.session.made
+        await made.live(tone(1))
+        assert engine.session.made == before
+        made.pipeline.end()
+        await made.pass_time(1)
+        report = made.pipeline.player.report()
+        assert (report["spoken"], report["idle_late"], report["held"]) == (40, 0, 0)
+        assert engine.session.made > before + 10
 
 
 async def test_a_busy_pool_repeats_a_frame_and_the_clip_goes_on_where_it_was() -> None:
