@@ -375,10 +375,33 @@ export class AvatarClient {
    * @param {{name?: string, signal?: AbortSignal}} [options] `name` in place of the file's own
    * @returns {Promise<LibraryAvatar>}
    */
-  async upload(file, onProgress, { name = file instanceof File ? file.name : undefined, signal } = {}) {
+  upload(file, onProgress, { name = file instanceof File ? file.name : undefined, signal } = {}) {
+    return this.#send("/avatars", file, { name, signal, onProgress });
+  }
+
+  /**
+   * Gives an avatar a clip of the same person, which an action plays, or another one in its place. It is prepared when this returns.
+   * @param {string} id
+   * @param {string} name small letters, digits, `-` and `_`; `listening` and `thinking` follow a conversation
+   * @param {Blob} file a video, a zip of frames or a picture
+   * @param {{signal?: AbortSignal, onProgress?: (fraction: number) => void}} [options] progress 0 … 1, of the bytes sent
+   * @returns {Promise<LibraryAvatar>}
+   */
+  addClip(id, name, file, { signal, onProgress } = {}) {
+    const path = `/avatars/${encodeURIComponent(id)}/clips/${encodeURIComponent(name)}`;
+    return this.#send(path, file, { method: "PUT", name: file instanceof File ? file.name : undefined, signal, onProgress });
+  }
+
+  /** Removes a clip. @param {string} id @param {string} name @returns {Promise<null>} */
+  deleteClip(id, name) {
+    return this.#call("DELETE", `/avatars/${encodeURIComponent(id)}/clips/${encodeURIComponent(name)}`, undefined, { repeatable: true });
+  }
+
+  /** A file as a request's body. @param {string} path @param {Blob} file @param {{method?: "POST" | "PUT", name?: string, signal?: AbortSignal, onProgress?: (fraction: number) => void}} options */
+  async #send(path, file, options) {
     const attempt = async (/** @type {boolean} */ refused) => {
       this.token = await this.findToken(refused);
-      return uploadOnce(`${this.baseUrl}/avatars`, this.token, file, { name, signal, onProgress });
+      return uploadOnce(this.baseUrl + path, this.token, file, options);
     };
     try {
       return await attempt(false);

@@ -1,9 +1,10 @@
 /**
- * The dialog of one avatar of the library: its report, its name, its settings with a preview of them, and its end.
+ * The dialog of one avatar of the library: its report, its name, its settings with a preview of them, its clips, and its end.
  *
  * @module avatar-dialog
  */
 
+import { AvatarClips } from "./avatar-clips.js";
 import { $, make, setText } from "./elements.js";
 import { stateText } from "./gallery.js";
 import { Preview } from "./preview.js";
@@ -33,6 +34,7 @@ export class AvatarDialog {
     this.onDeleted = onDeleted;
     this.loadVoices = loadVoices;
     this.preview = new Preview(client);
+    this.clips = new AvatarClips(client, onChanged);
     /** The one that is shown. @type {LibraryAvatar | null} */
     this.avatar = null;
     this.busy = false;
@@ -76,6 +78,7 @@ export class AvatarDialog {
     $("tune-progress").hidden = avatar.state !== "preparing";
     $("tune-progress").value = avatar.progress;
     this.#showReport(avatar);
+    this.clips.show(avatar);
     this.#showButtons();
   }
 
@@ -182,6 +185,7 @@ export class AvatarDialog {
   #closed() {
     this.avatar = null;
     this.preview.clear();
+    this.clips.close();
   }
 }
 

@@ -11,15 +11,15 @@ import { cancelled, problem, unreachable } from "./api-error.js";
  * @param {string} url
  * @param {string} token
  * @param {Blob} file
- * @param {{name?: string, signal?: AbortSignal, onProgress?: (fraction: number) => void}} options `name` is the file's: what comes of it is named by it
+ * @param {{method?: "POST" | "PUT", name?: string, signal?: AbortSignal, onProgress?: (fraction: number) => void}} options `name` is the file's: what comes of it is named by it
  * @returns {Promise<any>} the answer's JSON
  */
-export function uploadOnce(url, token, file, { name, signal, onProgress }) {
+export function uploadOnce(url, token, file, { method = "POST", name, signal, onProgress }) {
   return new Promise((resolve, reject) => {
     if (signal?.aborted) return reject(cancelled());
     const request = new XMLHttpRequest();
     const abort = () => request.abort();
-    request.open("POST", url);
+    request.open(method, url);
     request.setRequestHeader("Authorization", `Bearer ${token}`);
     request.setRequestHeader("Content-Type", file.type || "application/octet-stream");
     if (name) request.setRequestHeader("X-Filename", headerName(name));

@@ -49,12 +49,16 @@ async def opened(page: Page, stack: Stack) -> None:
     await page.until(LOADED)
 
 
+async def choose_file(page: Page, selector: str, file: Path) -> None:
+    document = await page.send("DOM.getDocument")
+    field = await page.send("DOM.querySelector", nodeId=document["root"]["nodeId"], selector=selector)
+    await page.send("DOM.setFileInputFiles", nodeId=field["nodeId"], files=[str(file)])
+
+
 async def add(page: Page, file: Path, name: str) -> None:
     """Adds a file by the dialog; its tile is picked afterwards."""
     await page.click("#add-avatar")
-    document = await page.send("DOM.getDocument")
-    field = await page.send("DOM.querySelector", nodeId=document["root"]["nodeId"], selector="#file")
-    await page.send("DOM.setFileInputFiles", nodeId=field["nodeId"], files=[str(file)])
+    await choose_file(page, "#file", file)
     await page.click("#add-name")
     await page.type(name)
     await page.click("#add-go")
@@ -79,6 +83,26 @@ async def frame_with(page: Page, gain: float) -> list[int]:
     return pixels
 
 
+async def clips_come_and_go(page: Page) -> None:
+    """In the dialog of an avatar that is ready."""
+    await page.click("#clip-name")
+    await page.type("Nod!")
+    await page.key("Enter")
+    assert (await text(page, "clip-status")).startswith("Give the clip a name")
+    await page.run("document.getElementById('clip-name').value = ''")
+    await page.type("nod")
+    await page.key("Enter")
+    assert await text(page, "clip-status") == "Choose a video of the same person first."
+    await choose_file(page, "#clip-file", DEMO_FACE)
+    await page.click("#clip-add")
+    await page.until("document.getElementById('clip-status').textContent === 'nod was added.'")
+    assert (await page.run("document.querySelector('#clip-list li').textContent")).startswith("nod: ")
+    await page.click("#clip-list button")
+    await page.until("document.getElementById('clip-status').textContent === 'nod was removed.'")
+    assert await page.run("document.querySelectorAll('#clip-list li').length") == 0
+    assert await page.run("document.activeElement.id") == "clip-name"
+
+
 async def test_a_picture_becomes_an_avatar_is_adjusted_and_speaks(page: Page, library: Stack) -> None:
     await page.size(1280, 800)
     await opened(page, library)
@@ -99,6 +123,7 @@ async def test_a_picture_becomes_an_avatar_is_adjusted_and_speaks(page: Page, li
     await page.click("#preview-speech")
     await page.until("document.getElementById('preview-status').textContent === 'Speech, with these settings.'")
     assert 3 < await page.run("document.getElementById('preview-film').duration") < 8
+    await clips_come_and_go(page)
     await page.run(CHOOSE % ("background", "colour"))
     await page.until("document.getElementById('background-colour').checkVisibility()")
     await page.click("#tune-name")

@@ -12,6 +12,7 @@ SOURCES = [(WEB / name).read_text("utf-8") for name in ("gallery-texts.js", "str
 MODULES = (
     "add-avatar",
     "app",
+    "avatar-clips",
     "avatar-dialog",
     "camera",
     "captions-view",
