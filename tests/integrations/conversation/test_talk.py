@@ -24,6 +24,7 @@ from orchestrator.tts.voices import Voices
 from tests.fakes.openai_models import KEY, FakeModels
 from tests.fakes.serving import plain_config, serving
 from tests.fakes.stage import Stage
+from tests.integrations.conversation import lasting_agent
 from tests.integrations.conversation.room_lines import follow_captions
 from tests.orchestrator.voice.stack import Stack, stack
 from tests.viewer import RATE
@@ -108,7 +109,8 @@ async def talk(
         running = await exits.enter_async_context(
             stack(
                 access,
-                agents=1,
+                agents=0,
+                lasting=lasting_agent.address(),
                 watches=False,
                 **{
                     "voice_standby": "off",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import pytest
 
 from musetalk_tools.livekit_server import LiveKitAccess
@@ -20,20 +22,27 @@ from tests.fakes.agent_server import AGENT_KEY
 from tests.fakes.stage import Line, Stage, stage
 from tests.orchestrator.voice.tones import Ears
 from tests.viewer import RATE, join_token
-from tests.waiting import NEVER_S
+from tests.waiting import NEVER_S, until
 
 ROOM = "stage"
+
+
+AGENT_ENVIRONMENT = {"AGENT_API_KEY": AGENT_KEY, "AGENT_ENGINE": "pattern", "LOG_LEVEL": "WARNING"}
+
+
+def agent_command() -> tuple[list[str], str]:
+    """Program and arguments of an agent on a free port, and its base URL."""
+    port = free_port()
+    command = [sys.executable, "-m", "musetalk_agent", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    return command, f"http://127.0.0.1:{port}"
 
 
 class Agent(Child):
     """An agent's process, which can be killed."""
 
     def __init__(self) -> None:
-        self.url = f"http://127.0.0.1:{(port := free_port())}"
-        command = [sys.executable, "-m", "musetalk_agent", "serve", "--host", "127.0.0.1", "--port", str(port)]
-        super().__init__(
-            "agent", command, {"AGENT_API_KEY": AGENT_KEY, "AGENT_ENGINE": "pattern", "LOG_LEVEL": "WARNING"}
-        )
+        command, self.url = agent_command()
+        super().__init__("agent", command, AGENT_ENVIRONMENT)
 
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
@@ -81,9 +90,12 @@ def unhurried() -> Iterator[None]:
 
 @asynccontextmanager
 async def stack(
-    access: LiveKitAccess, agents: int = 2, *, watches: bool = True, **settings: Any
+    access: LiveKitAccess, agents: int = 2, *, lasting: str | None = None, watches: bool = True, **settings: Any
 ) -> AsyncIterator[Stack]:
-    """Everything started; ended in reverse. The listener takes the video too, if it `watches`."""
+    """Everything started; ended in reverse. The listener takes the video too, if it `watches`.
+
+    `lasting` is the base URL of an agent that runs already and goes on; `agents` are started beside it.
+    """
     async with AsyncExitStack() as exits:
         exits.enter_context(unhurried())
         children = [Agent() for _ in range(agents)]
@@ -92,6 +104,8 @@ async def stack(
             exits.push_async_callback(child.stop)
         for child in children:
             await child.ready(child.url + "/health", NEVER_S)
+        if lasting is not None:
+            await until(functools.partial(_answers, lasting + "/health"))
         ears = Ears(watches=watches)
         await ears.join(access.url, join_token(access, ROOM, "viewer"))
         exits.push_async_callback(ears.leave)
@@ -100,11 +114,19 @@ async def stack(
                 livekit_url=access.url,
                 livekit_api_key=access.api_key,
                 livekit_api_secret=access.api_secret,
-                agent_url=[child.url for child in children],
+                agent_url=[*([lasting] if lasting else []), *(child.url for child in children)],
                 **{"voice_standby": "warm", **settings},
             )
         )
         yield Stack(running, children, ears)
+
+
+async def _answers(url: str) -> bool:
+    try:
+        async with httpx.AsyncClient(trust_env=False, timeout=NEVER_S) as http:
+            return (await http.get(url)).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 async def speak(line: Line, pcm: bytes, block_s: float = 0.04) -> None:
