@@ -13,8 +13,8 @@ test: ## the test suite, against a real livekit-server and a real Chromium
 	@tools/setup torch models livekit browser redis rtmp web pipecat agents conversation bytecode
 	@$(PY) -m pytest -n auto -m "not network" $(ARGS)
 
-test-network: ## the tests whose networks are made bad on purpose, one after the other; what failed is run once more
-	@tools/setup torch models livekit rtmp network
+test-network: ## bad networks made on purpose, and slow tests that add no branch, one after the other; what failed is run once more
+	@tools/setup torch models livekit rtmp network conversation
 	@$(PY) -m pytest -m network $(ARGS) || { echo "What failed is run once more: these networks are real, and the machine may be shared."; \
 		$(PY) -m pytest -m network --last-failed --last-failed-no-failures none $(ARGS); }
 

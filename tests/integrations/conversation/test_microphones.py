@@ -35,6 +35,7 @@ def is_answered(here: Talk, text: str) -> bool:
     return asked in seen and any(kind == "reply.finished" for kind, _ in seen[seen.index(asked) :])
 
 
+@pytest.mark.network
 async def test_of_two_persons_the_one_who_opened_a_microphone_last_is_heard(livekit_server: LiveKitAccess) -> None:
     models = FakeModels(replies=[ANSWER], transcripts=[f"Question {n}." for n in range(40)])
     lines: list[tuple[str, dict[str, str], str]] = []
@@ -68,7 +69,9 @@ async def test_of_two_persons_the_one_who_opened_a_microphone_last_is_heard(live
         )  # a recognition that began too early takes one, too
 
 
-@pytest.mark.parametrize("ends", ["muted", "closed", "left"])
+@pytest.mark.parametrize(
+    "ends", ["muted", *(pytest.param(end, marks=pytest.mark.network) for end in ("closed", "left"))]
+)
 async def test_words_before_a_microphone_goes_are_answered(livekit_server: LiveKitAccess, ends: str) -> None:
     models = FakeModels(replies=[ANSWER], transcripts=[QUESTION])
     async with AsyncExitStack() as exits:

@@ -141,6 +141,7 @@ async def ended(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
+@pytest.mark.network
 async def test_it_greets_answers_a_text_and_remembers(livekit_server: LiveKitAccess) -> None:
     models = FakeModels(replies=["My name is Ada.", "You said hello."])
     async with talk(livekit_server, models, greeting="Good morning.") as here:
@@ -169,6 +170,7 @@ async def test_it_greets_answers_a_text_and_remembers(livekit_server: LiveKitAcc
         )
 
 
+@pytest.mark.network
 async def test_a_text_interrupts_and_the_history_has_no_more_than_was_said(livekit_server: LiveKitAccess) -> None:
     models = FakeModels(replies=[LONG, "Very well."])
     async with talk(livekit_server, models) as here:
@@ -191,6 +193,7 @@ async def test_a_text_interrupts_and_the_history_has_no_more_than_was_said(livek
         assert known == [first["text"].strip()], "the model knows the same"
 
 
+@pytest.mark.network
 async def test_a_killed_worker_comes_back_and_remembers(livekit_server: LiveKitAccess) -> None:
     models = FakeModels(replies=["My name is Ada.", "It is Ada."])
     async with talk(livekit_server, models) as here:
@@ -233,6 +236,7 @@ async def test_a_worker_killed_in_mid_sentence_leaves_what_the_avatar_had_and_th
         assert session["state"] in ("ready", "speaking") and session["moves"] == 0
 
 
+@pytest.mark.network
 @pytest.mark.voice
 async def test_a_microphone_is_heard_and_interrupts(livekit_server: LiveKitAccess) -> None:
     models = FakeModels(replies=[LONG, "Very well."], transcripts=["Tell me a story.", "Please stop now."])

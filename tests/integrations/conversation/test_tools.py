@@ -51,6 +51,7 @@ async def documented_desk(folder: Path) -> AsyncIterator[dict[str, Any]]:
         await desk.stop()
 
 
+@pytest.mark.network
 async def test_the_documented_help_desk_answers(livekit_server: LiveKitAccess, tmp_path: Path) -> None:
     async with documented_desk(tmp_path) as body:
         models = FakeModels(replies=[[("look_up_order", {"number": "a17"})], "It arrives on Tuesday."])
@@ -71,6 +72,7 @@ async def test_the_documented_help_desk_answers(livekit_server: LiveKitAccess, t
             ]
 
 
+@pytest.mark.network
 async def test_several_calls_in_one_turn_and_one_that_fails(livekit_server: LiveKitAccess) -> None:
     async with receiving(None) as receiver:
         receiver.answers, receiver.content = [200, 500], b"one of both"
