@@ -251,9 +251,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
     conversations = Conversations(
         settings.conversation_options, bus, metrics, partial(_own_speech, address, access), tools=tools
     )
-    keys = settings.livekit
-    egress = RoomEgress(LiveKitClient(keys.url, keys.api_key, keys.api_secret), settings.egress_dir)
-    films = Films(_film_store(settings), agents, bus, metrics, settings.recording_days, egress)
+    films = _films(settings, agents, bus, metrics)
     avatars, public_tokens = Avatars(settings.avatar_options, pool, agents), PublicTokens(store, settings.token_secret)
     services = SessionDeps(
         pool=pool,
@@ -300,6 +298,12 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         clips=clips,
         address=address,
     )
+
+
+def _films(settings: Settings, agents: AgentClient, bus: EventBus, metrics: Metrics) -> Films:
+    keys = settings.livekit
+    egress = RoomEgress(LiveKitClient(keys.url, keys.api_key, keys.api_secret), settings.egress_dir)
+    return Films(_film_store(settings), agents, bus, metrics, settings.recording_days, egress)
 
 
 def _film_store(settings: Settings) -> FilmStore:

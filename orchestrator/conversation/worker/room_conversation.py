@@ -185,9 +185,7 @@ class RoomConversation:
             asyncio.create_task(self._answer_texts(session), name="answer-texts"),
             asyncio.create_task(captions.run(), name="room-captions"),
         ]
-        if session.input.audio is not None:
-            watch = session.input.audio = MicrophoneWatch(session.input.audio, self._room, self._on_microphone)
-            tasks.append(asyncio.create_task(watch.run(), name="microphone-watch"))
+        tasks += self._microphone_watches(session)
         try:
             for task in tasks:
                 task.add_done_callback(self._on_task_done)
@@ -200,6 +198,13 @@ class RoomConversation:
             floor.close()
             await output.aclose()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _microphone_watches(self, session: AgentSession[None]) -> list[asyncio.Task[None]]:
+        """One, where the session hears a microphone."""
+        if session.input.audio is None:
+            return []
+        watch = session.input.audio = MicrophoneWatch(session.input.audio, self._room, self._on_microphone)
+        return [asyncio.create_task(watch.run(), name="microphone-watch")]
 
     def _gated_detector(self, output: HeardOutput) -> GatedVAD:
         """The detector of the user's speech, behind the gate that keeps out what the avatar says."""
