@@ -8,10 +8,10 @@ import tempfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,6 +34,10 @@ _DAMAGE = (
 """What numpy and zipfile raise over damaged files, and what their readers raise where arrays do not fit together."""
 
 
+_PARSES = 3
+_Array = TypeVar("_Array")
+
+
 class DamagedArrays(ValueError):
     """A file is not what was written; it is to be made again."""
 
@@ -50,6 +54,26 @@ def damage_errors(name: str) -> Iterator[None]:
         raise
     except _DAMAGE as error:
         raise DamagedArrays(f"{name}: {type(error).__name__}: {error}") from error
+
+
+def load_array(path: Path) -> NDArray[Any]:
+    """An `.npy`. Raises what numpy raises."""
+    return _parsed(lambda: np.load(path, allow_pickle=False))
+
+
+def map_array(path: Path) -> np.memmap[Any, Any]:
+    """An `.npy` by memory map, read-only. Raises what numpy raises."""
+    return _parsed(lambda: np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _parsed(load: Callable[[], _Array]) -> _Array:
+    """numpy parses an array's header as Python, which in CPython 3.11 fails now and then where two threads do it at the same time
+    (python/cpython#106905): it is parsed again then.
+    """
+    for _ in range(_PARSES):
+        with suppress(SystemError):
+            return load()
+    return load()
 
 
 @contextmanager

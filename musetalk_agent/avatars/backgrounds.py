@@ -10,8 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
-
+from musetalk_agent.arrays import load_array
 from musetalk_agent.avatars.bundle import Bundle, DamagedBundle
 from musetalk_agent.avatars.cache import AvatarCache
 from musetalk_agent.avatars.cutout import Cutout, Matte, Scenery, plain
@@ -139,7 +138,7 @@ class Backgrounds:
             part = self._cache.part()
             try:
                 call(self._request("scenery", part, source=str(path), width=width, height=height))
-                planes = np.load(part / "scenery.npy", allow_pickle=False)
+                planes = load_array(part / "scenery.npy")
             finally:
                 self._cache.discard_part(part)
             return Scenery(planes)

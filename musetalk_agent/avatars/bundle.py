@@ -30,7 +30,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from musetalk_agent.arrays import DamagedArrays, damage_errors
+from musetalk_agent.arrays import DamagedArrays, damage_errors, load_array, map_array
 from musetalk_agent.avatars.cutout import Cutout
 from musetalk_agent.avatars.face import POINTS
 from musetalk_agent.media_types import Box, Pixels
@@ -202,11 +202,11 @@ def load_bundle(folder: Path, key: str) -> Bundle:
                 height=int(head["height"]),
                 fps=int(head["fps"]),
                 frames=map_rows(folder / "frames.npy"),
-                landmarks=cast("NDArray[np.float32]", np.load(folder / "landmarks.npy", allow_pickle=False)),
-                boxes=cast("NDArray[np.int32]", np.load(folder / "boxes.npy", allow_pickle=False)),
+                landmarks=cast("NDArray[np.float32]", load_array(folder / "landmarks.npy")),
+                boxes=cast("NDArray[np.int32]", load_array(folder / "boxes.npy")),
                 faces=map_rows(folder / "faces.npy"),
                 report=report,
-                mouths=cast("NDArray[np.float32]", np.load(folder / "mouths.npy", allow_pickle=False)),
+                mouths=cast("NDArray[np.float32]", load_array(folder / "mouths.npy")),
                 relief=_relief(folder) if report.still else None,
             )
             _check(bundle)
@@ -216,7 +216,7 @@ def load_bundle(folder: Path, key: str) -> Bundle:
 
 
 def _relief(folder: Path) -> NDArray[np.float32]:
-    relief = cast("NDArray[np.float32]", np.load(folder / RELIEF_FILE, allow_pickle=False))
+    relief = cast("NDArray[np.float32]", load_array(folder / RELIEF_FILE))
     if relief.shape != (POINTS,) or relief.dtype != np.float32 or not np.isfinite(relief).all():
         raise DamagedBundle(f"{RELIEF_FILE} has the wrong shape")
     return relief
@@ -224,7 +224,7 @@ def _relief(folder: Path) -> NDArray[np.float32]:
 
 def map_rows(path: Path) -> Pixels:
     """A `.npy` of rows, memory-mapped read-only. Raises DamagedBundle for one that is cut short, and what numpy raises."""
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    array = map_array(path)
     if path.stat().st_size != array.nbytes + array.offset:
         raise DamagedBundle(f"{path.name} has the wrong size")
     return cast("Pixels", array)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from musetalk_agent.arrays import DamagedArrays, damage_errors
+from musetalk_agent.arrays import DamagedArrays, damage_errors, load_array, map_array
 from musetalk_agent.avatars import framing, matting
 from musetalk_agent.avatars.bundle import ALPHA_FILE, ArrayWriter, Bundle, DamagedBundle, map_rows, read_rows
 from musetalk_agent.avatars.cutout import Matte
@@ -72,7 +72,7 @@ def make_matte(bundle: Path, folder: Path, net: Callable[[], PersonNet], progres
     if alpha.exists():
         _from_alpha(bundle, alpha, folder, progress)
         return
-    faces = np.load(bundle / "landmarks.npy", allow_pickle=False)
+    faces = load_array(bundle / "landmarks.npy")
     _look(bundle, folder, faces, net(), progress)
     _steady(folder)
     coarse = _rows(folder / "steady.npy")
@@ -210,4 +210,4 @@ def load_matte(folder: Path, bundle: Bundle) -> Matte:
 
 
 def _rows(path: Path) -> Pixels:
-    return cast("Pixels", np.load(path, mmap_mode="r", allow_pickle=False))
+    return cast("Pixels", map_array(path))

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from musetalk_agent.arrays import load_array, map_array
 from musetalk_agent.avatars.bundle import RELIEF_FILE, Bundle
 from musetalk_agent.avatars.face import Points
 from musetalk_agent.compose.head_motion import AS_IT_IS, Pose
@@ -66,8 +67,8 @@ def face_warp(folder: Path, width: int, height: int) -> FaceWarp:
 
     Raises OSError and ValueError when the folder has gone.
     """
-    landmarks = np.load(folder / "landmarks.npy", mmap_mode="r", allow_pickle=False)
-    relief = np.load(folder / RELIEF_FILE, allow_pickle=False)
+    landmarks = map_array(folder / "landmarks.npy")
+    relief = load_array(folder / RELIEF_FILE)
     return FaceWarp(np.array(landmarks[0]), relief, (width, height), eyes=len(landmarks) > 1)
 
 

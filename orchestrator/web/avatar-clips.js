@@ -72,23 +72,21 @@ export class AvatarClips {
       const changed = await this.client.addClip(avatar.avatar_id, name, file, { onProgress, signal });
       $("clip-name").value = "";
       $("clip-file").value = "";
-      setText($("clip-status"), t("clips.added", { name }));
       return changed;
-    });
+    }, t("clips.added", { name }));
   }
 
   /** @param {string} name */
   async #remove(name) {
     await this.#change(async (avatar) => {
       await this.client.deleteClip(avatar.avatar_id, name);
-      setText($("clip-status"), t("clips.removed", { name }));
       return this.client.avatar(avatar.avatar_id);
-    });
+    }, t("clips.removed", { name }));
     $("clip-name").focus(); // the button that was pressed is gone
   }
 
-  /** @param {(avatar: LibraryAvatar, signal: AbortSignal) => Promise<LibraryAvatar>} call returns the avatar as it is afterwards */
-  async #change(call) {
+  /** @param {(avatar: LibraryAvatar, signal: AbortSignal) => Promise<LibraryAvatar>} call returns the avatar as it is afterwards @param {string} done */
+  async #change(call, done) {
     const { avatar } = this;
     if (!avatar || this.sending) return;
     const sending = (this.sending = new AbortController());
@@ -96,6 +94,7 @@ export class AvatarClips {
     this.#showButtons();
     try {
       this.onChanged(await call(avatar, sending.signal));
+      setText($("clip-status"), done);
     } catch (error) {
       if (sending.signal.aborted) return;
       setText($("clip-status"), "");

@@ -100,7 +100,7 @@ async def clips_come_and_go(page: Page) -> None:
     await page.click("#clip-list button")
     await page.until("document.getElementById('clip-status').textContent === 'nod was removed.'")
     assert await page.run("document.querySelectorAll('#clip-list li').length") == 0
-    assert await page.run("document.activeElement.id") == "clip-name"
+    await page.until("document.activeElement.id === 'clip-name'")
 
 
 async def test_a_picture_becomes_an_avatar_is_adjusted_and_speaks(page: Page, library: Stack) -> None:

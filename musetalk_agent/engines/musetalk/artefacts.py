@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.arrays import DamagedArrays, damage_errors
+from musetalk_agent.arrays import DamagedArrays, damage_errors, load_array, map_array
 from musetalk_agent.avatars import framing
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.engines.interface import Progress
@@ -178,7 +178,7 @@ class MuseTalkArtefacts:
         with damage_errors(folder.name):
             latents = cast("Latents", _mapped(folder / "latents.npy"))
             masks = cast("Pixels", _mapped(folder / "masks.npy"))
-            boxes = cast("Boxes", np.load(folder / "boxes.npy", allow_pickle=False))
+            boxes = cast("Boxes", load_array(folder / "boxes.npy"))
             if latents.dtype != np.float16 or latents.shape[1:] != _LATENT:
                 raise ValueError(f"latents are {latents.dtype} of shape {latents.shape}")
             if boxes.dtype != np.int32 or boxes.shape != (len(latents), 2, 4) or len(latents) == 0:
@@ -315,7 +315,7 @@ def _placements(folder: Path, count: int) -> NDArray[np.float32] | None:
     """Raises ValueError for other ones than `save` writes."""
     if not (folder / "placements.npy").exists():
         return None
-    placements = np.load(folder / "placements.npy", allow_pickle=False)
+    placements = load_array(folder / "placements.npy")
     if placements.dtype != np.float32 or placements.shape != (count, 2, 3) or not np.isfinite(placements).all():
         raise ValueError(f"placements are {placements.dtype} of shape {placements.shape} beside {count} latents")
     return cast("NDArray[np.float32]", placements)
@@ -328,7 +328,7 @@ def _starts(shown: Boxes) -> NDArray[np.int64]:
 
 def _mapped(path: Path) -> NDArray[np.generic]:
     """A `.npy` by memory map, read-only. Raises ValueError when the file has another size than its header says."""
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    array = map_array(path)
     if path.stat().st_size != array.nbytes + array.offset:
         raise ValueError(f"{path.name} has the wrong size")
     return cast("NDArray[np.generic]", array)

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.arrays import damage_errors
+from musetalk_agent.arrays import damage_errors, map_array
 from musetalk_agent.avatars.bundle import ArrayWriter, Bundle
 from musetalk_agent.engines.warp.articulation import LOWEST_CHIN
 from musetalk_agent.engines.warp.mouth_space import CHIN, NECK, REACH, SAMPLES, Floats, MouthShape
@@ -109,7 +109,7 @@ def load(parts: NDArray[np.int32], folder: Path) -> Pixels:
     """
     path = folder / FILE
     with damage_errors(FILE):
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        mapped = map_array(path)
         x0, y0, x1, y1 = parts[0].tolist()
         if mapped.shape != (len(parts), FINER_Y * (y1 - y0), FINER_X * (x1 - x0), 4) or mapped.dtype != np.uint8:
             raise ValueError(f"{FILE} has the shape {mapped.shape}")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from musetalk_agent.arrays import load_array, map_array
 from musetalk_agent.avatars import framing
 from musetalk_agent.avatars.build import write_faces
 from musetalk_agent.avatars.bundle import ArrayWriter, Bundle
@@ -131,10 +132,10 @@ def _bundle(take: Take, folder: Path, fps: int) -> Bundle:
         width=size[0],
         height=size[1],
         fps=fps,
-        frames=np.load(folder / "frames.npy", mmap_mode="r", allow_pickle=False),
+        frames=map_array(folder / "frames.npy"),
         landmarks=points,
-        boxes=np.load(folder / "boxes.npy", allow_pickle=False),
-        faces=np.load(folder / "faces.npy", mmap_mode="r", allow_pickle=False),
+        boxes=load_array(folder / "boxes.npy"),
+        faces=map_array(folder / "faces.npy"),
         report=report,
         mouths=take.mouths,
     )
