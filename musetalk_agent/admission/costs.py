@@ -49,7 +49,7 @@ class Demand:
 
     @property
     def cores_unwatched(self) -> float:
-        """While it is heard and nobody subscribes to its video, which is then neither made nor encoded."""
+        """While it is heard and no viewer subscribes to its video, which is then neither made nor encoded."""
         return min(self.cores, _VOICE_AND_CLOCK + _ROOM)
 
     @property

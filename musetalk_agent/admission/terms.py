@@ -44,7 +44,7 @@ class Steady:
 class SessionLoad:
     """One session over the time since the look before: what it asks for, and the share of the time in which it spoke (0 … 1).
 
-    `watched`: somebody gets its frames.
+    `watched`: a viewer or a film gets its frames.
     """
 
     demand: Demand

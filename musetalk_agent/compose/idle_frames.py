@@ -51,7 +51,7 @@ class IdleFrames(Generic[F]):
         timeline: which frames these are.
         first: the idle frame that is already shown.
         executor: threads that make the frames.
-        watched: whether anybody sees them. While nobody does the loop goes on, and no frame is made for it.
+        watched: whether a viewer gets them. While none does, the loop goes on and makes no frame.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class IdleFrames(Generic[F]):
         self._next = look, making
 
     def take(self) -> VideoFrame | None:
-        """The next idle frame, while nobody watches the last one that was made; the loop moves on.
+        """Returns the next idle frame, and moves the loop on. Without a viewer it returns the last frame that was made.
 
         None, counted in `late`, when it is not made yet: the loop then stays.
 

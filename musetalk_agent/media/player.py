@@ -35,7 +35,7 @@ START_TIMEOUT_S = 0.6
 class PlayerStatistics:
     """What was shown and heard. Latencies are milliseconds from a frame's last PCM to its publishing, newest last; `late_ms` is
     how long after its audio was due a speaking frame was published. `failed` frames have no patch: the idle frame was shown in
-    their place; `unwatched` ones were not drawn, since nobody watched. Neither counts as spoken or in the latencies.
+    their place; `unwatched` ones were not drawn, for want of a viewer. Neither counts as spoken or in the latencies.
     `clock_late` is how much after the moment that it waited for each frame left, by the time of a frame: what makes frames late by
     itself does not count.
     """

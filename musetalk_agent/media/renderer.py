@@ -118,7 +118,7 @@ class OpenFace(ShownFace):
 class RenderedFrame:
     """A frame that is ready, with what the next one may need to know of it. Closing frames have no frame number.
 
-    `frame` is None where nobody watches, so that it was not drawn: what was shown last stays. `failed`: the engine made no patch
+    `frame` is None without a viewer: it was not drawn, and the frame before stays. `failed`: the engine made no patch
     for it, so that it is the idle frame.
     """
 

@@ -1,7 +1,7 @@
 """Renders at Modal, where every container has a copy of the folder: Modal's own queue, a volume, and a dictionary.
 
-A ticket is a call of the app's class `Renderer` that nobody waits for (`spawn`). Modal gives it to a container, and to another one
-where that is lost, until it is done: nobody polls. The folder of renders is a volume: what a container writes is seen by others
+A ticket is a spawned call of the app's class `Renderer` (`spawn`). Modal gives it to a container, and to another one
+where that is lost, until it is done; no worker polls. The folder of renders is a volume: what a container writes is seen by others
 once it is published, and what they wrote once it is fetched. What must happen once in all containers, as the end of a render, is
 decided by an entry of the dictionary that is only written where there is none.
 
@@ -99,7 +99,7 @@ def _reloaded(call: Callable[[], None]) -> bool:
 
 @contextmanager
 def _os_errors() -> Iterator[None]:
-    """Modal's errors as those of a disk: whoever works with the folder knows these."""
+    """Raises OSError in place of Modal's errors: callers treat the folder as a disk."""
     try:
         yield
     except modal.Error as error:

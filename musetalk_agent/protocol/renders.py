@@ -366,7 +366,7 @@ class RenderFolder:
         return True
 
     def _end_shared(self, sharing: RenderSharing, render_id: str, end: RenderEnd) -> bool:
-        """The result is published before the end is decided, so that whoever reads of the end finds it. One that was decided by a
+        """The result is published before the end is decided, so that every reader of the end finds it. One that was decided by a
         machine which was lost at once is written by the next that tries."""
         folder = self.path(render_id)
         if not folder.exists():

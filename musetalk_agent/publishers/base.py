@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class PublisherState:
     """What a publisher knows of its own connection; it keeps the one object up to date.
 
-    `watched` is False while nobody gets the frames: those that are pushed need not be drawn.
+    `watched` is False while no viewer and no film gets the frames: those that are pushed need not be drawn.
     """
 
     connected: bool = False

@@ -134,7 +134,7 @@ class PipelineStats:
             (
                 not facts.watched,
                 DiagnosisCode.TRACK_NOT_SUBSCRIBED,
-                "The avatar is heard, but nobody subscribes to its video: no frame is drawn until somebody does.",
+                "The avatar is heard, but no viewer subscribes to its video: no frame is drawn until one does.",
             ),
         ]
         return [(code, message) for holds, code, message in causes if holds]

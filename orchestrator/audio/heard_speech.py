@@ -1,4 +1,4 @@
-"""The speech of a session that was heard last, whoever said it: its film gets from here what no agent's film has."""
+"""The speech of a session that was heard last, of any agent: its film gets from here what no agent's film has."""
 
 from __future__ import annotations
 

@@ -58,11 +58,12 @@ class AvatarBucket:
     def records(self) -> list[AvatarRecord]:
         """Reads those that have changed since the last call."""
         tags = {path.split("/")[-2]: tag for path, tag, _ in self._objects("avatars") if path.endswith(f"/{_RECORD}")}
-        self._known = {name: known for name, known in self._known.items() if tags.get(name) == known[0]}
+        before, known = self._known, {}
         for name, tag in tags.items():
-            if name not in self._known:
-                self._known[name] = tag, self._read(name)
-        return [record for _, record in self._known.values() if record is not None]
+            last = before.get(name)
+            known[name] = last if last is not None and last[0] == tag else (tag, self._read(name))
+        self._known = known  # replaced whole: other threads read the one before
+        return [record for _, record in known.values() if record is not None]
 
     @_failing_as_a_disk()
     def read(self, avatar_id: str) -> AvatarRecord | None:

@@ -182,8 +182,7 @@ class Films:
         live = await self._known(owner)
         async with live.changing:
             index = live.film.index
-            _check_kind(index, FilmOf.AVATAR)
-            if index.state is RecordingState.RECORDING:
+            if not _begins(index, FilmOf.AVATAR):
                 return
             index.skip_idle = index.skip_idle if skip_idle is None else skip_idle
             self.hear(owner.session_id, heard)
@@ -194,9 +193,7 @@ class Films:
         """Begins to record the room of a running session, by LiveKit Egress. Raises ProblemError; it is then not recorded."""
         live = await self._known(owner)
         async with live.changing:
-            index = live.film.index
-            _check_kind(index, FilmOf.ROOM)
-            if index.state is RecordingState.RECORDING:
+            if not _begins(live.film.index, FilmOf.ROOM):
                 return
             try:
                 await self._rooms.begin(live.film, room)
@@ -315,7 +312,7 @@ class Films:
                 await self._begin(live, lease)
 
     async def _delete_room(self, live: _Live) -> None:
-        """One that is being recorded is ended: Egress cannot be told to begin again in the same file."""
+        """One that is being recorded is ended: Egress cannot begin again in the same file."""
         index = live.film.index
         if index.state is RecordingState.RECORDING:
             await self._rooms.end(live.film, END_S)
@@ -413,12 +410,15 @@ def _figures(film: GrowingFilm) -> dict[str, object]:
     return {"seconds": round(film.seconds, 3), "bytes": film.size, "parts": film.index.parts}
 
 
-def _check_kind(index: FilmIndex, of: FilmOf) -> None:
-    """A session has one film: of its avatar, or one of its room, which cannot be gone on with. Raises ProblemError."""
+def _begins(index: FilmIndex, of: FilmOf) -> bool:
+    """False where it is recorded already. A session has one film: of its avatar, or one of its room, which cannot be gone on with.
+
+    Raises ProblemError `session_conflict` where it has the other one.
+    """
     there = index.state is RecordingState.RECORDING or index.size > 0 or bool(index.egress_id)
     goes_on = index.of is of and (of is FilmOf.AVATAR or index.state is RecordingState.RECORDING)
     if goes_on or not there:
-        return
+        return index.state is not RecordingState.RECORDING
     text = f"The session has a film of its {index.of.value} already: fetch it, then delete it, and begin again."
     raise ProblemError(ErrorCode.SESSION_CONFLICT, text, field="of", value=of.value)
 

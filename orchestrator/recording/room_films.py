@@ -34,7 +34,7 @@ class RoomFilms:
         self._fetching: dict[str, asyncio.Task[None]] = {}
 
     async def aclose(self) -> None:
-        """Fetches nothing more; what is left is fetched when somebody asks for it."""
+        """Fetches nothing more; what is left is fetched when a client asks for it."""
         tasks = list(self._fetching.values())
         for task in tasks:
             task.cancel()
@@ -47,10 +47,16 @@ class RoomFilms:
         index.of, index.egress_id, index.state, index.error = FilmOf.ROOM, egress_id, RecordingState.RECORDING, ""
         try:
             await film.flush()  # another process has to find it
-        except BaseException:
+        except BaseException:  # cancelled, too: an egress that no film knows would record until its room is empty
             index.of, index.egress_id, index.state = FilmOf.AVATAR, "", RecordingState.NONE
-            await self._egress.stop(egress_id)
+            await asyncio.shield(self._abandon(egress_id))
             raise
+
+    async def _abandon(self, egress_id: str) -> None:
+        try:
+            await self._egress.stop(egress_id)
+        except ProblemError as error:
+            _log.error("an egress was not stopped", extra={"egress_id": egress_id, "error": error.detail[:200]})
 
     async def end(self, film: GrowingFilm, within_s: float) -> None:
         """Ends it, and waits so long for the film to be stored; later it is stored all the same.

@@ -193,7 +193,7 @@ class TransportManager:
 
     @property
     def watched(self) -> bool:
-        """Whether anybody may get the frames: False where the room is all there is, and nobody subscribes to its video."""
+        """False where the room is the only way out and its video has no subscriber; True in doubt."""
         if self.room is None or self.stream is not None or self.whip is not None:
             return True
         return self.room.state.watched or self.room.state.reconnecting

@@ -102,7 +102,7 @@ class SessionFilm:
                 log.warning("the encoder of a film did not start")
 
     def note_spoken(self, at: float, segment: int, second: float) -> None:
-        """From `at` on (monotonic seconds) that segment is heard, from that second of it on. What just follows is not told."""
+        """From `at` on (monotonic seconds) that segment is heard, from that second of it on. What just follows is not logged."""
         since, last, before = self._spoken
         if not math.isfinite(at):  # nothing can be played at the moment: it comes again
             return

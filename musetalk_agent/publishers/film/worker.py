@@ -30,7 +30,7 @@ _FRAGMENT_S = 0.08
 """Two frames at 25 a second. What an agent loses when it is killed is a fragment; each has a head of 250 bytes."""
 _TIMESCALE = 90_000
 _CLOCK_S = 0.001
-"""When the film's time has moved against the agent's by more, it is told again."""
+"""When the film's time has moved against the agent's by more, it is logged again."""
 _CODECS = Codecs(
     video={
         "preset": "superfast",
@@ -64,7 +64,7 @@ class _Output:
 
 
 class _FilmClock:
-    """Tells when second 0 of the part is heard, whenever that has changed: sound came late, or idle time was left out."""
+    """Logs when second 0 of the part is heard, whenever that has changed: sound came late, or idle time was left out."""
 
     def __init__(self, target: BinaryIO) -> None:
         self._target = target

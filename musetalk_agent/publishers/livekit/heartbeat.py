@@ -1,7 +1,7 @@
 """Asks the SFU for answers while no video flows, whose feedback else shows that it lives (`stats.Liveness`).
 
 Without subscribers the SDK encodes nothing (dynacast), and only reports come back, a second apart. A data packet is acknowledged by
-the SFU itself within 0.2 s (SCTP), whoever it is for.
+the SFU itself within 0.2 s (SCTP), for any addressee.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ _TIMEOUT_S = 0.5
 
 
 async def keep_answers_coming(room: rtc.Room, wanted: Callable[[], bool]) -> None:
-    """Sends the SFU a byte five times a second while `wanted()`, until cancelled. It is addressed to the sender: nobody gets it."""
+    """Sends the SFU a byte five times a second while `wanted()`, until cancelled.
+
+    It is addressed to the sender, so that no participant gets it.
+    """
     while True:
         await asyncio.sleep(PERIOD_S)
         if not wanted():

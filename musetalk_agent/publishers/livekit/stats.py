@@ -28,7 +28,7 @@ class TransportStats:
     frames_encoded: int = 0
     encode_s: float = 0.0
     limited: bool = False  # the encoder is held back for want of bandwidth
-    encodes: bool = True  # False while the SDK encodes no video, since nobody subscribes to it
+    encodes: bool = True  # False while the SDK encodes no video for want of a subscriber
     reports: int = 0
     fraction_lost: float = 0.0
     width: int = 0

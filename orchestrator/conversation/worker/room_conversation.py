@@ -167,7 +167,7 @@ class RoomConversation:
             agent=agent,
             room=self._room,
             room_options=_room_options(timed=timed),
-            session_host=False,  # or whoever is in the room reads the instructions and drives the conversation
+            session_host=False,  # or every participant reads the instructions and drives the conversation
         )
         if timed:
             session.output.transcription = None  # `captions` knows when each word is heard

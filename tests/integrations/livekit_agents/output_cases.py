@@ -16,6 +16,8 @@ from livekit import rtc
 from livekit.plugins.musetalk import output as module
 from livekit.plugins.musetalk.output import AvatarOutput
 
+from tests.waiting import turns, until
+
 RATE = 1000
 AVATAR = "avatar"
 
@@ -95,17 +97,29 @@ def frame(first: int, samples: int) -> rtc.AudioFrame:
     return rtc.AudioFrame(pcm, RATE, 1, samples)
 
 
-async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not holds():  # noqa: ASYNC110 - many different things are waited for
-            await asyncio.sleep(0.01)
-
-
 async def say(output: AvatarOutput, seconds: float) -> None:
     """A whole segment, in frames of 100 ms."""
     for first in range(0, round(seconds * RATE), RATE // 10):
         await output.capture_frame(frame(first, RATE // 10))
     output.flush()
+
+
+async def sent(room: Room, number: int) -> None:
+    """Returns when a stream has all of its segment, and is closed. The first is 1."""
+    await until(lambda: len(room.streams) == number and room.streams[-1].closed)
+
+
+async def heard(room: Room, output: AvatarOutput, position_s: float) -> list[object]:
+    """The avatar plays what it has and reports the end: the position and whether it counts as interrupted."""
+    room.begin()
+    room.finish(position_s)
+    return await over(output)
+
+
+async def over(output: AvatarOutput) -> list[object]:
+    """The position of the segment that ended, and whether it counts as interrupted."""
+    event = await output.wait_for_playout()
+    return [event.playback_position, event.interrupted]
 
 
 async def paused_in_a_long_speech(room: Room, output: AvatarOutput) -> list[object]:
@@ -122,10 +136,7 @@ async def paused_in_a_long_speech(room: Room, output: AvatarOutput) -> list[obje
     output.resume()
     await until(lambda: len(room.streams) == 2 and room.streams[1].data)
     first = int.from_bytes(room.streams[1].data[:2], "little")
-    room.begin()
-    room.finish(19.0)
-    event = await output.wait_for_playout()
-    return [module.LEAD_S <= ahead < 2 * module.LEAD_S, held, first, event.playback_position, event.interrupted]
+    return [module.LEAD_S <= ahead < 2 * module.LEAD_S, held, first, *await heard(room, output, 19.0)]
 
 
 async def interrupted_while_a_clear_is_answered(room: Room, output: AvatarOutput) -> list[object]:
@@ -138,24 +149,22 @@ async def interrupted_while_a_clear_is_answered(room: Room, output: AvatarOutput
     output.clear_buffer()
     await until(lambda: room.cleared)
     capture = asyncio.create_task(output.capture_frame(frame(0, 100)))
-    await asyncio.sleep(0)
+    await until(lambda: output.captured_playout_segments == 2)
     capture.cancel()
     await asyncio.gather(capture, return_exceptions=True)
     output.flush()
     output.clear_buffer()
     room.clears.set()
     room.finish(0.5, interrupted=True)
-    event = await output.wait_for_playout()
-    return [output.captured_playout_segments, event.playback_position, event.interrupted]
+    return [output.captured_playout_segments, *await over(output)]
 
 
 async def a_report_that_never_comes(room: Room, output: AvatarOutput) -> list[object]:
     module.OVERDUE_S = 0.1
     await say(output, 0.2)
-    await until(lambda: room.streams and room.streams[0].closed)
+    await sent(room, 1)
     room.begin()
-    event = await output.wait_for_playout()
-    return [event.playback_position, event.interrupted]
+    return await over(output)
 
 
 async def a_report_that_is_late(room: Room, output: AvatarOutput) -> list[object]:
@@ -166,50 +175,40 @@ async def a_report_that_is_late(room: Room, output: AvatarOutput) -> list[object
     output.clear_buffer()
     first = await output.wait_for_playout()
     await say(output, 0.3)
-    await until(lambda: len(room.streams) == 2 and room.streams[1].closed)
+    await sent(room, 2)
     room.finish(0.4, interrupted=True)
     pending = output._pending_playback_count
-    room.begin()
-    room.finish(0.3)
-    second = await output.wait_for_playout()
-    return [first.interrupted, pending, second.playback_position, second.interrupted]
+    return [first.interrupted, pending, *await heard(room, output, 0.3)]
 
 
 async def another_avatar(room: Room, output: AvatarOutput) -> list[object]:
     """It says what the one that died had not said."""
     module.BACK_S = 0.05
     await say(output, 1)
-    await until(lambda: room.streams and room.streams[0].closed)
+    await sent(room, 1)
     room.leave()
     room.enter()
-    await until(lambda: len(room.streams) == 2 and room.streams[1].closed)
+    await sent(room, 2)
     again = len(room.streams[1].data) / 2 / RATE
-    room.begin()
-    room.finish(again)
-    event = await output.wait_for_playout()
-    return [again, event.playback_position, event.interrupted]
+    return [again, *await heard(room, output, again)]
 
 
 async def the_same_avatar_again(room: Room, output: AvatarOutput) -> list[object]:
     """It still has the speech, and says so."""
     await say(output, 1)
-    await until(lambda: room.streams and room.streams[0].closed)
+    await sent(room, 1)
     room.begin()
     room.leave()
     room.enter()
-    room.begin()
-    room.finish(1.0)
-    event = await output.wait_for_playout()
-    return [len(room.streams), event.playback_position, event.interrupted]
+    return [len(room.streams), *await heard(room, output, 1.0)]
 
 
 async def no_avatar(room: Room, output: AvatarOutput) -> list[object]:
     module.AWAY_S = 0.05
     await say(output, 1)
-    await until(lambda: room.streams and room.streams[0].closed)
+    await sent(room, 1)
     room.leave()
-    event = await output.wait_for_playout()
-    return [event.playback_position, event.interrupted]
+    return await over(output)
 
 
 async def a_room_that_breaks(room: Room, output: AvatarOutput) -> list[object]:
@@ -218,24 +217,22 @@ async def a_room_that_breaks(room: Room, output: AvatarOutput) -> list[object]:
     first = await output.wait_for_playout()
     room.broken = False
     await say(output, 0.3)
-    await until(lambda: room.streams and room.streams[0].closed)
-    room.begin()
-    room.finish(0.3)
-    second = await output.wait_for_playout()
-    return [first.interrupted, second.playback_position, second.interrupted]
+    await sent(room, 1)
+    return [first.interrupted, *await heard(room, output, 0.3)]
 
 
 async def more_than_may_wait(room: Room, output: AvatarOutput) -> list[object]:
     """A capture waits, and ends with the speech."""
     module.BACKLOG_S = 0.15
     output.pause()
-    captures = [asyncio.create_task(output.capture_frame(frame(0, 100))) for _ in range(2)]
-    done, waiting = await asyncio.wait(captures, timeout=0.1)
+    await output.capture_frame(frame(0, 100))
+    waiting = asyncio.create_task(output.capture_frame(frame(0, 100)))
+    await turns()
+    waits = not waiting.done()
     output.flush()
     output.clear_buffer()
-    await asyncio.gather(*captures)
-    event = await output.wait_for_playout()
-    return [len(done), len(waiting), event.interrupted]
+    await waiting
+    return [waits, *await over(output)]
 
 
 async def closed(room: Room, output: AvatarOutput) -> list[object]:
@@ -272,7 +269,7 @@ async def main() -> None:
         for constant, value in usual.items():
             setattr(module, constant, value)
         room = Room()
-        output = AvatarOutput(room, destination_identity=AVATAR, sample_rate=RATE)  # type: ignore[arg-type]
+        output = AvatarOutput(room, destination_identity=AVATAR, sample_rate=RATE)  # type: ignore[arg-type]  # it has what is used of `rtc.Room`
         try:
             async with asyncio.timeout(60):
                 found: object = await case(room, output)

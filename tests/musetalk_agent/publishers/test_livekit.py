@@ -128,7 +128,7 @@ async def test_video_that_nobody_subscribes_to_is_neither_drawn_nor_encoded_and_
         try:
             await until(lambda: publisher.state.subscribed and hearing.heard(0.0))
             await until(lambda: not publisher.state.watched)
-            await until(lambda: "nobody subscribes to its video" in session.diagnose().message)
+            await until(lambda: "no viewer subscribes to its video" in session.diagnose().message)
         finally:
             await hearing.leave()
         viewer = await Viewer().join(livekit_server.url, join_token(livekit_server, ROOM, "viewer"))

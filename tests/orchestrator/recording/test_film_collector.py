@@ -51,6 +51,19 @@ def film(tmp_path: Path) -> GrowingFilm:
     return GrowingFilm(FilmIndex(session_id=NAME), FolderStore(tmp_path))
 
 
+def kept_speech() -> HeardSpeech:
+    """Speech of a session that is recorded."""
+    heard = HeardSpeech()
+    heard.kept = True
+    return heard
+
+
+def record(agent: FakeFilms) -> None:
+    """A film begins at an agent, and has 0.8 s."""
+    agent.begin(NAME, FilmOptions())
+    agent.grow(10)
+
+
 async def whole(growing: GrowingFilm) -> bytes:
     return await growing.read(0, growing.size)
 
@@ -102,8 +115,7 @@ async def test_agents_are_read_one_after_the_other_and_one_that_is_gone_is_left(
     async with client() as agents, films() as (second, next_lease):
         async with films() as (first, lease):
             collector = FilmCollector(growing, agents, Metrics(), lease)
-            first.begin(NAME, FilmOptions())
-            first.grow(10)
+            record(first)
             await until(lambda: growing.seconds > 0.7)
         second.begin(NAME, FilmOptions())
         second.grow(10)
@@ -129,8 +141,7 @@ def sounds_s(pcm: NDArray[np.float32]) -> float:
 
 
 async def test_what_a_lost_agent_did_not_hand_over_is_said_between_its_part_and_the_next(tmp_path: Path) -> None:
-    growing, heard = film(tmp_path), HeardSpeech()
-    heard.kept = True
+    growing, heard = film(tmp_path), kept_speech()
     async with client() as agents, films() as (second, next_lease):
         async with films() as (first, lease):
             collector = FilmCollector(growing, agents, Metrics(), lease, heard)
@@ -160,13 +171,11 @@ async def test_what_a_lost_agent_did_not_hand_over_is_said_between_its_part_and_
 
 
 async def test_a_session_that_ends_without_another_agent_has_in_its_film_what_was_said(tmp_path: Path) -> None:
-    growing, heard = film(tmp_path), HeardSpeech()
-    heard.kept = True
+    growing, heard = film(tmp_path), kept_speech()
     async with client() as agents:
         async with films() as (first, lease):
             collector = FilmCollector(growing, agents, Metrics(), lease, heard)
-            first.begin(NAME, FilmOptions())
-            first.grow(10)
+            record(first)
             await until(lambda: growing.seconds > 0.75)
         heard.add(1, SPEECH_RATE, 0, speech(0.7))
         await collector.finish(60)
@@ -174,12 +183,10 @@ async def test_a_session_that_ends_without_another_agent_has_in_its_film_what_wa
 
 
 async def test_an_agent_that_has_ended_its_film_is_not_said_again(tmp_path: Path) -> None:
-    growing, heard = film(tmp_path), HeardSpeech()
-    heard.kept = True
+    growing, heard = film(tmp_path), kept_speech()
     async with client() as agents, films() as (first, lease):
         collector = FilmCollector(growing, agents, Metrics(), lease, heard)
-        first.begin(NAME, FilmOptions())
-        first.grow(10)
+        record(first)
         heard.add(1, SPEECH_RATE, 0, speech(0.7))
         first.close(NAME)
         await collector.finish(60)
@@ -187,16 +194,13 @@ async def test_an_agent_that_has_ended_its_film_is_not_said_again(tmp_path: Path
 
 
 async def test_an_agent_that_takes_the_session_up_again_comes_when_it_is_told(tmp_path: Path) -> None:
-    growing, heard = film(tmp_path), HeardSpeech()
-    heard.kept = True
+    growing, heard = film(tmp_path), kept_speech()
     async with client() as agents, films() as (only, lease):
         collector = FilmCollector(growing, agents, Metrics(), lease, heard)
-        only.begin(NAME, FilmOptions())
-        only.grow(10)
+        record(only)
         await until(lambda: growing.seconds > 0.75)
         first = only.logs.pop(NAME)
-        only.begin(NAME, FilmOptions())
-        only.grow(10)
+        record(only)
         first.add(FilmEntry.CLOSED)
         heard.add(1, SPEECH_RATE, 0, speech(0.7))
         collector.follow(AgentLease(lease.base_url))

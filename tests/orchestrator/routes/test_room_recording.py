@@ -10,6 +10,7 @@ import pytest
 from livekit import api
 
 from orchestrator.recording import films, room_films
+from orchestrator.recording.film_store import FolderStore, StoreFailed
 from tests.fakes.film_parts import part
 from tests.fakes.stage import Stage, stage
 from tests.waiting import until
@@ -70,6 +71,19 @@ async def test_one_session_has_one_film_until_it_is_deleted(here: Stage) -> None
     await recorded(here, session_id, state="recording")
     here.agent.films.grow(5)
     assert (await refused(here, session_id, **ROOM))["code"] == "session_conflict"
+
+
+async def test_a_recording_that_cannot_be_stored_is_not_begun(here: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_: object) -> None:
+        raise StoreFailed("no space left on device")
+
+    session_id = (await here.start(room="shop"))["session_id"]
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderStore, "save", full)
+        await refused(here, session_id, **ROOM)
+    (egress,) = here.rooms.egresses.values()
+    assert egress.status != api.EgressStatus.EGRESS_ACTIVE, "it would record until its room is empty"
+    assert (await recorded(here, session_id, **ROOM))["state"] == "recording"
 
 
 async def test_one_that_is_deleted_while_it_is_recorded_is_ended(here: Stage) -> None:
