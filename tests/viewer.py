@@ -38,6 +38,8 @@ class Viewer:
     strands: dict[str, list[tuple[float, np.ndarray]]] = field(default_factory=dict)  # sound by track
     owners: dict[str, str] = field(default_factory=dict)  # identity by track
     watches: bool = True
+    block_ms: int | None = None
+    """Of sound; None for the SDK's 10 ms."""
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def join(self, url: str, token: str) -> Viewer:
@@ -74,7 +76,7 @@ class Viewer:
             await stream.aclose()
 
     async def _listen(self, track: rtc.Track) -> None:
-        stream = rtc.AudioStream(track, sample_rate=RATE, num_channels=1)
+        stream = rtc.AudioStream(track, sample_rate=RATE, num_channels=1, frame_size_ms=self.block_ms)
         strand = self.strands.setdefault(track.sid, [])
         try:
             async for event in stream:

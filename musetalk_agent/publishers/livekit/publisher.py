@@ -281,8 +281,15 @@ class LiveKitPublisher:
     def _on_token(self) -> None:
         self.token = self._room._token or self.token  # the SDK reports a new one, and keeps it here
 
-    def _on_subscribed(self, _: object) -> None:
+    def _on_subscribed(self, track: rtc.Track) -> None:
         self.state.subscribed = True
+        if track.kind == rtc.TrackKind.KIND_VIDEO:
+            self._note_watched(True)  # before the statistics say so
+
+    def _note_watched(self, watched: bool) -> None:
+        self.state.watched = watched
+        if self._camera is not None:
+            self._camera.watched = watched
 
     def _on_reconnecting(self) -> None:
         self.state.reconnecting = True
@@ -318,7 +325,7 @@ class LiveKitPublisher:
             self.liveness.note(reading, self._clock.now(), time.time() * 1000)
             if reading is not None:
                 self.reading = reading
-                self.state.watched = reading.encodes
+                self._note_watched(reading.encodes)
                 self._acknowledge(reading)
             if self._on_reading is not None:
                 self._on_reading()

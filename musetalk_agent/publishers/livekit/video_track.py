@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -15,13 +16,17 @@ from musetalk_agent.protocol.http import VideoCodec
 
 _HEADROOM_FPS = 5
 """Over the frames' rate: the encoder's rate control drops frames that come faster than its maximum."""
+_UNWATCHED_S = 0.19
+"""At least so long lies between two frames without a subscriber, five a second at 25 fps: the SDK copies each, and one that comes
+later needs one soon."""
 _CODECS = {VideoCodec.VP8: rtc.VideoCodec.VP8, VideoCodec.H264: rtc.VideoCodec.H264}
 
 
 class LiveKitVideoSource:
     """A video source that shows `first` from the start.
 
-    `scale` (0 … 1] is the size of what is published by that of what is pushed; only every `fps_divisor`-th frame goes.
+    `scale` (0 … 1] is the size of what is published by that of what is pushed; only every `fps_divisor`-th frame goes. While it is
+    not `watched` five frames a second go.
 
     Frames carry the time at which they were due. The SDK drops what follows the frame before too closely, by that time; by the time
     of the call it dropped one in twelve of a process that was late (docs/reference/performance.md, "Codecs and pacing").
@@ -31,7 +36,9 @@ class LiveKitVideoSource:
         self.source = rtc.VideoSource(first.width, first.height)
         self.scale = 1.0
         self.fps_divisor = 1
+        self.watched = True
         self._count = 0
+        self._shown_at = -math.inf
         self._scratch: Pixels | None = None
         self.push(first)
 
@@ -40,6 +47,10 @@ class LiveKitVideoSource:
         self._count += 1
         if self._count % self.fps_divisor:
             return False
+        at = time.monotonic() if due is None else due
+        if not self.watched and at - self._shown_at < _UNWATCHED_S:
+            return False
+        self._shown_at = at
         frame = frame if self.scale == 1.0 else smaller(frame, self.scale)
         planes = frame.i420
         if not planes.flags.writeable:
@@ -49,9 +60,8 @@ class LiveKitVideoSource:
             np.copyto(self._scratch, planes)
             planes = self._scratch
         data = memoryview(planes)  # type: ignore[arg-type]  # arrays declare themselves buffers from Python 3.12 on
-        timestamp_us = round(1e6 * (time.monotonic() if due is None else due))
         shown = rtc.VideoFrame(frame.width, frame.height, rtc.VideoBufferType.I420, data)
-        self.source.capture_frame(shown, timestamp_us=timestamp_us)
+        self.source.capture_frame(shown, timestamp_us=round(1e6 * at))
         return True
 
     async def aclose(self) -> None:

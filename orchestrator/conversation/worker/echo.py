@@ -53,6 +53,8 @@ _MISSING = 5
 """Looks in a row, 0.6 s, in which an echo should have been heard and was not: then there is none any more."""
 _KEPT = _HISTORY + LAG_MOST + _EARLY + 16
 KEPT_S = _KEPT * HOP / RATE
+_TOGETHER = RATE // 2
+"""Samples that are looked at together while the avatar is silent: one by one they cost several times as much."""
 _FLOOR_DB = 30.0
 """Level of digital silence, in the units of `_levels`."""
 
@@ -79,12 +81,13 @@ class _History:
         self._size = self._end = size
 
     def add(self, levels: Levels) -> None:
-        """One hop more."""
-        if self._end == len(self._rows):
-            self._rows[: self._size] = self._rows[-self._size :]
+        """One hop more, (BANDS,), or several, (hops, BANDS): `_size` at most."""
+        hops = len(levels) if levels.ndim == 2 else 1
+        if self._end + hops > len(self._rows):
+            self._rows[: self._size] = self._rows[self._end - self._size : self._end].copy()
             self._end = self._size
-        self._rows[self._end] = levels
-        self._end += 1
+        self._rows[self._end : self._end + hops] = levels
+        self._end += hops
 
     @property
     def kept(self) -> Levels:
@@ -102,6 +105,7 @@ class EchoPath:
     def __init__(self, before: Sound | None = None) -> None:
         self.state = Echo.UNKNOWN
         self._rest = np.zeros((2, 0))
+        self._waiting: list[Sound] = []  # what is not looked at yet, (2, samples) each
         self._hops = 0
         self._heard, self._played, self._smeared = _History(_KEPT), _History(_KEPT), _History(_KEPT)
         if before is not None and np.any(before):
@@ -116,14 +120,24 @@ class EchoPath:
 
     def push(self, heard: Sound, played: Sound) -> None:
         """Any number of samples, as many of each; values of int16."""
-        both = np.concatenate([self._rest, np.stack([heard, played])], axis=1)
+        self._waiting.append(np.stack([heard, played]))
+        if self.sounding or np.any(played) or sum(each.shape[1] for each in self._waiting) >= _TOGETHER:
+            self._look()
+
+    def _look(self) -> None:
+        both = np.concatenate([self._rest, *self._waiting], axis=1)
+        self._waiting.clear()
         hops = (both.shape[1] - _WINDOW) // HOP + 1
         if hops > 0:
             windows = _windows(both)[:, :hops]
             silent = not np.any(both[1])  # costs no spectrum
             played_levels = np.full((hops, BANDS), _FLOOR_DB) if silent else _levels(windows[1])
-            for levels in zip(_levels(windows[0]), played_levels, strict=True):
-                self._hop(*levels)
+            heard_levels = _levels(windows[0])
+            if silent and not self.sounding:
+                self._pause(heard_levels, played_levels)
+            else:
+                for levels in zip(heard_levels, played_levels, strict=True):
+                    self._hop(*levels)
         self._rest = both[:, max(hops, 0) * HOP :]
 
     @property
@@ -139,6 +153,7 @@ class EchoPath:
             return None
         if self.state is not Echo.HEARD:
             return 1.0
+        self._look()
         expected = np.maximum(self._expected(hops), self._floor)
         bands = np.sum(self._heard.kept[-hops:] > expected + _LOUDER_DB, axis=1)
         return float(np.mean(bands >= _LOUDER_BANDS))
@@ -146,6 +161,7 @@ class EchoPath:
     @property
     def unlike(self) -> bool:
         """For speech that is over: it was not the avatar. What is no quarter of a second of speech may have been."""
+        self._look()
         span = min(_HISTORY, self._hops)
         loud = np.mean(self._heard.kept[-_HISTORY:] - self._floor, axis=1) > _QUIET_DB
         return (
@@ -170,12 +186,22 @@ class EchoPath:
         if self._hops % 8 == 0:
             self._learn()
 
+    def _pause(self, heard: Levels, played: Levels) -> None:
+        """Hops in which the avatar is silent and its echo is over, all at once."""
+        decay = _DECAY_DB * np.arange(1, len(heard) + 1)[:, np.newaxis]
+        self._smeared.add(np.maximum(played, self._smeared.kept[-1] - decay))
+        self._played.add(played)
+        self._heard.add(heard)
+        self._hops += len(heard)
+        self._learn()
+
     def _play(self, played: Levels) -> None:
         self._smeared.add(np.maximum(played, self._smeared.kept[-1] - _DECAY_DB))
         self._played.add(played)
 
     def _learn(self) -> None:
-        """Eight times a second; costs next to nothing while the avatar is silent, and while the microphone is and that is known."""
+        """Eight times a second, twice in a pause; costs next to nothing while the avatar is silent, and while the microphone is and
+        that is known."""
         heard = self._heard.kept[-min(self._hops, _HISTORY) :]
         self._floor = np.partition(heard, len(heard) // 10, axis=0)[len(heard) // 10] + 3.0
         self._unlike = False

@@ -128,7 +128,7 @@ class VadGate:
         clear, unclear = self._evidence, self._unclear
         clear_s, unclear_s = clear.speech_s, unclear.speech_s
         echoes = self._echo.state is Echo.HEARD
-        louder = self._echo.louder(2)
+        louder = self._echo.louder(2) if probability >= LIKELY else None  # what is no speech does not count
         clear.needed_s = ECHO_S if echoes else SPEECH_S
         clear.takes_sure = self._echo.sounding and self._echo.state is Echo.NONE
         clear.add(probability, window, louder)

@@ -31,6 +31,8 @@ class PlayedSound:
         """So many samples from this time on."""
         for at_s, sound, rate in self._news():
             self._write(round(at_s * RATE), _resampled(sound, rate))
+        if round(begin_s * RATE) >= self._end:
+            return np.zeros(samples)
         numbers = round(begin_s * RATE) + np.arange(samples)
         kept = (numbers < self._end) & (numbers >= self._end - len(self._ring))
         return np.where(kept, self._ring[numbers % len(self._ring)], 0.0)

@@ -39,6 +39,7 @@ from orchestrator.conversation.worker.gated_vad import GatedVAD, VadGate
 from orchestrator.conversation.worker.heard_output import HeardOutput
 from orchestrator.conversation.worker.inline_executor import InlineExecutor
 from orchestrator.conversation.worker.interruption import WINDOW_S
+from orchestrator.conversation.worker.louder_microphone import LouderMicrophone
 from orchestrator.conversation.worker.microphone_watch import MicrophoneWatch, State
 from orchestrator.conversation.worker.open_microphones import OpenMicrophones
 from orchestrator.conversation.worker.played_sound import PlayedSound
@@ -57,8 +58,8 @@ EARLY_ANSWERS = 6
 """Answers that are begun in one turn, at its pauses, and thrown away when it goes on. After so many it is waited for its end."""
 _NEVER_S = 3600.0
 """livekit-agents interrupts on no length of speech by itself: `Floor` does."""
-FRAME_MS = 20
-"""Of the microphone's sound: the detector waits for no more than it needs. The SDK panics at what is no multiple of 10 ms."""
+FRAME_MS = 30
+"""Of the microphone's sound: the detector takes 32 ms at a time. The SDK panics at what is no multiple of 10 ms."""
 _CLOSE_S = 5.0
 TEXTS_MAX = 16
 """Texts that wait for their answers. As many as the service lets wait."""
@@ -82,6 +83,7 @@ class RoomConversation:
         self._tools = WebhookTools(opening.session_id, report)
         self._floor: Floor | None = None
         self._gate: VadGate | None = None
+        self._louder: LouderMicrophone | None = None
         self._lines: list[SpeechHandle] = []
         self._early: list[str] = []  # lines that came before the conversation had begun
         self._linked = False
@@ -203,7 +205,8 @@ class RoomConversation:
         """One, where the session hears a microphone."""
         if session.input.audio is None:
             return []
-        watch = session.input.audio = MicrophoneWatch(session.input.audio, self._room, self._on_microphone)
+        watch = MicrophoneWatch(session.input.audio, self._room, self._on_microphone)
+        self._louder = session.input.audio = LouderMicrophone(watch)
         return [asyncio.create_task(watch.run(), name="microphone-watch")]
 
     def _gated_detector(self, output: HeardOutput) -> GatedVAD:
@@ -303,6 +306,8 @@ class RoomConversation:
         if self._session is not None:
             if self._gate is not None:
                 self._gate.forget()
+            if self._louder is not None:
+                self._louder.forget()
             self._session.room_io.set_participant(identity)
             self._report(ListeningTo(session_id=self._opening.session_id, participant=identity))
 
@@ -379,7 +384,7 @@ def _history(opening: OpenConversation) -> llm.ChatContext:
 def _room_options(*, timed: bool) -> room_io.RoomOptions:
     """`timed`: the voice gives the time of each word, and `RoomCaptions` shows them."""
     return room_io.RoomOptions(
-        audio_input=room_io.AudioInputOptions(sample_rate=RATE, frame_size_ms=FRAME_MS),
+        audio_input=room_io.AudioInputOptions(sample_rate=RATE, frame_size_ms=FRAME_MS, auto_gain_control=False),
         audio_output=False,
         text_output=room_io.TextOutputOptions(sync_transcription=not timed),
         text_input=False,  # `RoomTexts` bounds them

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,19 @@ async def test_a_camera_shows_each_picture_or_every_nth_smaller_where_it_is_to(m
     assert 0 < source.times_us[0] <= source.times_us[1], "or now"
     await made.aclose()
     assert source.closed == 1
+
+
+async def test_a_camera_that_is_not_watched_shows_five_pictures_a_second_and_at_once_whatever_comes_to_a_viewer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publisher.rtc, "VideoSource", Source)
+    made = LiveKitVideoSource(picture(10, 64))
+    began = time.monotonic() + 60
+    made.watched = False
+    shown = [n for n in range(50) if made.push(picture(20, 64), began + 0.04 * n + 1e-6)]
+    assert shown == list(range(0, 50, 5))
+    made.watched = True
+    assert made.push(picture(30, 64), began + 1.84), "45 was the last one"
 
 
 async def test_pictures_that_must_not_be_written_are_shown_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
