@@ -95,6 +95,11 @@ class Films:
         await asyncio.gather(*ending, return_exceptions=True)
         await self.store.aclose()
 
+    @property
+    def choices(self) -> list[FilmOf]:
+        """What this deployment records."""
+        return [FilmOf.AVATAR, *([FilmOf.ROOM] if self._egress.there else [])]
+
     # --- what sessions say
 
     def options(self, session_id: str) -> FilmOptions | None:
@@ -387,10 +392,11 @@ class Films:
         )
 
 
-def view(film: GrowingFilm | None, url: str | None) -> dict[str, object]:
+def view(film: GrowingFilm | None, url: str | None, choices: list[FilmOf]) -> dict[str, object]:
     """Body of `GET /session/{id}/recording`."""
+    can = {"choices": [each.value for each in choices]}
     if film is None:
-        return {"state": RecordingState.NONE.value, "seconds": 0.0, "bytes": 0, "parts": 0, "url": None}
+        return {"state": RecordingState.NONE.value, "seconds": 0.0, "bytes": 0, "parts": 0, "url": None, **can}
     index = film.index
     return {
         "state": index.state.value,
@@ -403,6 +409,7 @@ def view(film: GrowingFilm | None, url: str | None) -> dict[str, object]:
         "lost_fragments": index.lost,
         "of": index.of.value,
         "error": index.error or None,
+        **can,
     }
 
 

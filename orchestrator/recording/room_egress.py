@@ -35,6 +35,11 @@ class RoomEgress:
     def __init__(self, livekit: LiveKitClient, folder: Path | None) -> None:
         self._livekit, self._folder = livekit, folder
 
+    @property
+    def there(self) -> bool:
+        """Whether the deployment has one."""
+        return self._folder is not None
+
     async def open(self) -> None:
         """Prepares the client; does not connect yet."""
         await self._livekit.open()

@@ -118,7 +118,7 @@ async def _found(ctx: Context, caller: Caller, session_id: str) -> GrowingFilm |
 
 def _view(ctx: Context, request: Request, session_id: str, film: GrowingFilm | None) -> dict[str, Any]:
     base = host_url(request, ctx.options.public_url).replace("ws", "http", 1)
-    return view(film, f"{base}/session/{session_id}/recording.mp4")
+    return view(film, f"{base}/session/{session_id}/recording.mp4", ctx.films.choices)
 
 
 def _part(asked: str | None, size: int) -> tuple[int, int] | None:

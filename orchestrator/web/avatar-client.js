@@ -95,7 +95,8 @@ const LOOK_MS = 700;
  *
  * @typedef {{token: string, livekit_url: string, room: string, identity: string, expires_at: string | null}} ViewerToken
  *
- * @typedef {{state: "none" | "recording" | "stopped", seconds: number, bytes: number, parts: number, url: string | null, dropped_frames?: number}} RecordingStatus
+ * @typedef {{state: "none" | "recording" | "stopped", seconds: number, bytes: number, parts: number, url: string | null, choices: string[],
+ *   of?: "avatar" | "room", error?: string | null, dropped_frames?: number}} RecordingStatus `choices`: what can be recorded, as `of`
  * @typedef {{code: string, message: string}} Coded
  *
  * @typedef {object} Session Answer of `POST /session/start`.
@@ -210,9 +211,14 @@ export class AvatarClient {
     return this.#call("GET", `/session/${encodeURIComponent(id)}/recording`, undefined, { repeatable: true });
   }
 
-  /** Begins to record a session, or ends that. @param {string} id @param {"recording" | "stopped"} state @param {boolean} [skipIdle] @returns {Promise<RecordingStatus>} */
-  record(id, state, skipIdle) {
-    const body = { state, ...(skipIdle !== undefined && { skip_idle: skipIdle }) };
+  /**
+   * Begins to record a session, or ends that.
+   * @param {string} id @param {"recording" | "stopped"} state @param {boolean} [skipIdle]
+   * @param {"avatar" | "room"} [of] what is recorded: the avatar (default), or the whole room by LiveKit Egress
+   * @returns {Promise<RecordingStatus>}
+   */
+  record(id, state, skipIdle, of) {
+    const body = { state, ...(skipIdle !== undefined && { skip_idle: skipIdle }), ...(of && { of }) };
     return this.#call("POST", `/session/${encodeURIComponent(id)}/recording`, body, { repeatable: true });
   }
 

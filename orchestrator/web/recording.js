@@ -1,9 +1,11 @@
 /**
- * The button that records the session, and the one that downloads its film, while it grows and after the end.
+ * The buttons that record the avatar, or its room where the deployment can, and the one that downloads the film, while it grows and
+ * after the end.
  *
  * @module recording
  */
 
+import { ApiError } from "./api-error.js";
 import { $, setText } from "./elements.js";
 import { t } from "./strings.js";
 
@@ -25,6 +27,7 @@ export class Recording {
     /** @type {import("./avatar-client.js").RecordingStatus | null} */
     this.reported = null;
     $("record").addEventListener("click", () => void this.toggle());
+    $("record-room").addEventListener("click", () => void this.toggle("room"));
     $("film").addEventListener("click", () => void this.download());
     setInterval(() => void this.#look(), LOOK_MS);
     this.#show();
@@ -36,6 +39,7 @@ export class Recording {
     this.live = true;
     this.reported = null;
     this.#show();
+    void this.#look(true); // what can be recorded, and whether it is already
   }
 
   /** It is over; its film can still be downloaded. */
@@ -46,11 +50,12 @@ export class Recording {
     if (recorded) await this.#look(true);
   }
 
-  async toggle() {
+  /** Begins to record, or ends that. @param {"avatar" | "room"} [of] what is recorded */
+  async toggle(of) {
     const { id } = this;
     if (id === null || this.busy) return;
     const state = this.reported?.state === "recording" ? "stopped" : "recording";
-    await this.#ask(id, () => this.client.record(id, state));
+    await this.#ask(id, () => this.client.record(id, state, undefined, state === "recording" ? of : undefined));
   }
 
   /** Saves the film as far as it has come. */
@@ -72,8 +77,7 @@ export class Recording {
     this.busy = true;
     this.#show();
     try {
-      const reported = await call();
-      if (this.id === id) this.reported = reported;
+      this.#take(id, await call());
     } catch (error) {
       this.showError(error);
     } finally {
@@ -82,13 +86,28 @@ export class Recording {
     }
   }
 
-  /** @param {boolean} [ended] the session has ended since it was looked at last */
-  async #look(ended = false) {
+  /** @param {boolean} [changed] the session has begun or ended since it was looked at last */
+  async #look(changed = false) {
     const { id } = this;
-    if (id === null || this.busy || (this.reported?.state !== "recording" && !ended)) return;
+    if (id === null || this.busy || !(changed || this.#changes())) return;
     const reported = await this.client.recording(id).catch(() => null); // the next look reports
-    if (reported && this.id === id && !this.busy) this.reported = reported;
+    if (reported && !this.busy) this.#take(id, reported);
     this.#show();
+  }
+
+  /** Whether the film grows, or is one of a room that is not written yet. */
+  #changes() {
+    const { state, of, bytes, error } = this.reported ?? {};
+    return state === "recording" || (state === "stopped" && of === "room" && !bytes && !error);
+  }
+
+  /** @param {string} id @param {import("./avatar-client.js").RecordingStatus} reported */
+  #take(id, reported) {
+    if (this.id !== id) return;
+    if (reported.error && this.reported?.error !== reported.error) {
+      this.showError(new ApiError(reported.error, { code: "recording_unavailable" }));
+    }
+    this.reported = reported;
   }
 
   #show() {
@@ -96,6 +115,8 @@ export class Recording {
     $("record").setAttribute("aria-pressed", String(recording));
     $("record").disabled = this.busy;
     setText($("record"), t(recording && this.live ? "record.stop" : "record.start"));
+    $("record-room").hidden = recording || !this.reported?.choices.includes("room");
+    $("record-room").disabled = this.busy;
     const { bytes = 0, seconds = 0 } = this.reported ?? {};
     $("film").hidden = !bytes;
     $("film").disabled = this.busy;

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+from pathlib import Path
 
 import pytest
 
 from orchestrator.audio.heard_speech import HeardPcm
+from orchestrator.recording import films
 from orchestrator.recording.film_joiner import FilmJoiner
 from orchestrator.recording.speech_encoder import encode_speech
 from tests.browser.chromium import Page
@@ -41,6 +43,7 @@ PLAY = """(() => {
   void video.play();
 })()"""
 PRESSED = "document.getElementById('record').getAttribute('aria-pressed') === '%s' && !document.getElementById('record').disabled"
+HIDDEN = "String(document.getElementById('%s').hidden) === '%s'"
 TEXT = "document.getElementById(%r).textContent"
 
 
@@ -103,6 +106,52 @@ async def test_a_session_that_ends_while_it_is_recorded_leaves_its_film(page: Pa
         await page.run("recording.close()")
         await page.until(PRESSED % "false")
         assert len(watch((await saved(page))[1]).times) == 26
+
+
+async def test_a_room_is_recorded_where_the_deployment_can(page: Page, tmp_path: Path) -> None:
+    made = part()
+    film = made.header + b"".join(made.fragments)
+    (tmp_path / "egress").mkdir()
+    async with stage(egress_dir=tmp_path / "egress", recording_dir=tmp_path / "films") as here:
+        here.rooms.egress = film
+        session_id = await opened(page, here)
+        await page.until(HIDDEN % ("record-room", "false"))
+        await page.click("#record-room")
+        await page.until(PRESSED % "true")
+        assert await page.run(TEXT % "record") == "Stop recording"
+        assert await page.run("document.getElementById('record-room').hidden"), "one thing is recorded at a time"
+        assert (await here.http.get(f"/session/{session_id}/recording")).json()["of"] == "room"
+        await page.click("#record")
+        await page.until(PRESSED % "false")
+        await page.until(HIDDEN % ("film", "false"))
+        assert (await saved(page))[1] == film
+        await page.click("#record")
+        await page.until("thrown === 'session_conflict'")  # a session has one film
+
+
+async def test_a_film_of_a_room_that_never_comes_is_an_error_on_the_page(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(films, "END_S", 0.05)
+    (tmp_path / "egress").mkdir()
+    async with stage(egress_dir=tmp_path / "egress", recording_dir=tmp_path / "films") as here:
+        here.rooms.egress, here.rooms.egress_error, here.rooms.egress_writes = b"film", "the disk is full", False
+        await opened(page, here)
+        await page.until(HIDDEN % ("record-room", "false"))
+        await page.click("#record-room")
+        await page.until(PRESSED % "true")
+        await page.click("#record")
+        await page.until(PRESSED % "false")
+        assert await page.run("document.getElementById('film').hidden"), "Egress has not written it"
+        here.rooms.egress_writes = True
+        await page.until("thrown === 'recording_unavailable'")  # the page goes on looking
+
+
+async def test_a_room_is_not_offered_where_there_is_no_egress(page: Page) -> None:
+    async with stage() as here:
+        await opened(page, here)
+        await page.until("recording.reported !== null")
+        assert await page.run("document.getElementById('record-room').hidden")
 
 
 async def test_a_film_plays_over_speech_that_no_agent_showed(page: Page) -> None:

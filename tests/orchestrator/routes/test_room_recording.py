@@ -45,6 +45,7 @@ async def refused(here: Stage, session_id: str, **body: Any) -> dict[str, Any]:
 
 async def test_a_room_is_recorded_and_its_film_is_fetched_as_the_avatars(here: Stage, tmp_path: Path) -> None:
     session_id = (await here.start(room="shop"))["session_id"]
+    assert (await here.http.get(f"/session/{session_id}/recording")).json()["choices"] == ["avatar", "room"]
     told = await recorded(here, session_id, **ROOM)
     assert (told["state"], told["of"], told["url"], told["error"]) == ("recording", "room", None, None)
     assert await recorded(here, session_id, **ROOM) == told
