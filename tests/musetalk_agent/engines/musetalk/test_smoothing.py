@@ -15,16 +15,17 @@ from tests.fakes.painted_mouth import SIDE, Faults, Painter, Speech, lag_frames,
 TOP = 112
 MOUTH = (128.0, 180.0, 40.0)
 SKIN = (150, 175, 215)
+DIM_SKIN = (80, 92, 120)
 
 
-def flat() -> Pixels:
+def flat(skin: tuple[int, int, int] = SKIN) -> Pixels:
     """A face of one colour."""
-    return np.full((SIDE, SIDE, 3), SKIN, np.uint8)
+    return np.full((SIDE, SIDE, 3), skin, np.uint8)
 
 
-def painted(told: Speech, faults: Faults | None = None) -> list[Pixels]:
+def painted(told: Speech, faults: Faults | None = None, skin: tuple[int, int, int] = SKIN) -> list[Pixels]:
     painter = Painter(faults or Faults())
-    return [painter.face(flat(), MOUTH, opening)[TOP:] for opening in told.openings]
+    return [painter.face(flat(skin), MOUTH, opening)[TOP:] for opening in told.openings]
 
 
 def openings(faces: list[Pixels]) -> np.ndarray:
@@ -51,6 +52,15 @@ def test_trembling_is_halved_and_nothing_comes_later(name: Smoothing, seed: int,
     assert len(kept) > 10 and np.mean(kept) >= 0.95
     if hold[1] > 5:
         assert trembling(smooth, told.holds) < trembling(raw, told.holds) / 2
+
+
+@pytest.mark.parametrize("name", ["light", "strong"])
+def test_lips_that_are_told_from_the_skin_by_their_red_alone_tremble_as_little(name: Smoothing) -> None:
+    """As those of a talker of GRID: an edge that trembles there is no movement, however little the green changes."""
+    told = speech(250)
+    before = painted(told, skin=DIM_SKIN)
+    smooth = openings(shown(before, name))
+    assert trembling(smooth, told.holds) < 0.4 * trembling(openings(before), told.holds)
 
 
 def test_strong_takes_out_more_than_light() -> None:
