@@ -74,7 +74,9 @@ def _filmed(bench: Bench, face: Path, sound: Path, film: Path) -> Figure:
     except ValueError:
         return Figure(name, None, "ms", note=f"failed: {measured.stderr.strip()[-200:]}")
     lag = sync.pop("lag_ms")
-    return Figure(name, lag, "ms", note=f"{json.dumps(sync, ensure_ascii=False)}; {made.stdout.strip()[-120:]}")
+    return Figure(
+        name, lag, "ms", note=f"{json.dumps(sync, ensure_ascii=False)}; {made.stdout.strip().rpartition(os.sep)[2]}"
+    )
 
 
 def _missing(weights: Path) -> list[str]:
