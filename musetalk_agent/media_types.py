@@ -65,11 +65,16 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Cue:
-    """A phoneme known beforehand (from text): IPA symbol, and its samples `[start, end)` at 16 kHz from the segment's start."""
+    """A phoneme known beforehand: IPA symbol, and its samples `[start, end)` at 16 kHz from the segment's start.
+
+    A voice knows all of its phonemes, and the mouth is made of them. One that was `found` in a sound only says when lips meet or
+    tuck: between those, what the mouth network hears is more like a talker's mouth.
+    """
 
     phoneme: str
     start: int
     end: int
+    found: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -344,12 +344,17 @@ def _view(folder: RenderFolder, order: RenderOrder) -> dict[str, Any]:
             "bytes": end.bytes,
             "seconds": end.seconds,
             "judge": end.judge,
-            "captions": {suffix: f"/renders/{render_id}/result.{suffix}" for suffix in CAPTION_SUFFIXES}
-            if end.captions
-            else None,
+            "captions": _captions(render_id, end),
+            "warnings": [warning.model_dump() for warning in end.warnings],
         },
         "error": None if end is None or end.error is None else end.error.model_dump(),
     }
+
+
+def _captions(render_id: str, end: RenderEnd) -> dict[str, Any] | None:
+    if not end.captions:
+        return None
+    return {suffix: f"/renders/{render_id}/result.{suffix}" for suffix in CAPTION_SUFFIXES} | {"timing": end.timing}
 
 
 def _progress(folder: RenderFolder, render_id: str, plan: RenderPlan | None, frames_done: int) -> float:

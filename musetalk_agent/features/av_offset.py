@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class OffsetGate:
     def cue(self, cues: Sequence[Cue]) -> None:
         """Adds phonemes known in advance, in samples from the segment's start."""
         shifted = [
-            Cue(cue.phoneme, max(0, cue.start + self._shift), cue.end + self._shift)
+            replace(cue, start=max(0, cue.start + self._shift), end=cue.end + self._shift)
             for cue in cues
             if cue.end + self._shift > 0
         ]

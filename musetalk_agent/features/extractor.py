@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -199,4 +200,4 @@ class SpeechGate:
 
     @staticmethod
     def _shifted(cues: Sequence[Cue], by: int) -> list[Cue]:
-        return [Cue(c.phoneme, max(0, c.start - by), c.end - by) for c in cues if c.end > by]
+        return [replace(c, start=max(0, c.start - by), end=c.end - by) for c in cues if c.end > by]

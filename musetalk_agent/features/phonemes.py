@@ -166,25 +166,46 @@ _CLOSE_RAMP = 0.045 * _RATE  # lips go from open to closed, and back
 _CLOSE_HOLD = 0.012 * _RATE
 
 
+class _Spans:
+    """Stretches `(class, start, end)` of samples, in order of their starts."""
+
+    def __init__(self) -> None:
+        self._all: list[tuple[int, int, int]] = []
+        self._starts: list[int] = []
+        self._longest = 0  # samples
+
+    def add(self, new: Sequence[tuple[int, int, int]]) -> None:
+        self._all = sorted([*self._all, *new], key=lambda span: span[1])
+        self._starts = [start for _, start, _ in self._all]
+        self._longest = max([self._longest, *(end - start for _, start, end in new)])
+
+    def at(self, sample: int) -> int | None:
+        """The class of the last one that begins before or at a sample; None where it has ended, and where there is none."""
+        index = bisect_left(self._starts, sample + 1) - 1
+        return self._all[index][0] if index >= 0 and sample < self._all[index][2] else None
+
+    def near(self, at: float) -> list[tuple[int, int, int]]:
+        """Those that matter for a moment."""
+        low = bisect_left(self._starts, at - _REACH - self._longest)
+        high = bisect_left(self._starts, at + _REACH)
+        return [span for span in self._all[low:high] if span[2] > at - _REACH]
+
+
 class CueTrack:
     """Timed phonemes of one segment; grows as cues arrive."""
 
     def __init__(self) -> None:
-        self._spans: list[tuple[int, int, int]] = []
-        self._starts: list[int] = []
-        self._longest = 0  # samples
+        self._spoken, self._found = _Spans(), _Spans()
 
     def add(self, cues: Sequence[Cue]) -> None:
         """Takes cues in any order; those without length are ignored."""
-        new = spans((cue.phoneme, cue.start, cue.end) for cue in sorted(cues, key=lambda cue: cue.start))
-        self._spans = sorted([*self._spans, *new], key=lambda span: span[1])
-        self._starts = [start for _, start, _ in self._spans]
-        self._longest = max([self._longest, *(end - start for _, start, end in new)])
+        for into, found in ((self._spoken, False), (self._found, True)):
+            here = sorted((cue for cue in cues if cue.found is found), key=lambda cue: cue.start)
+            into.add(spans((cue.phoneme, cue.start, cue.end) for cue in here))
 
     def covers(self, at: int) -> bool:
-        """Whether some phoneme (or pause) is known for sample `at`."""
-        index = bisect_left(self._starts, at + 1) - 1
-        return index >= 0 and at < self._spans[index][2]
+        """Whether a voice's phoneme (or pause) is known for sample `at`."""
+        return self._spoken.at(at) is not None
 
     def articulation(self, start: int, end: int) -> NDArray[np.float32]:
         """The mouth of the frame of samples [start, end): articulation vector float32[5].
@@ -192,7 +213,7 @@ class CueTrack:
         Closures and tucks reach 1 in the frame that contains their middle.
         """
         at = (start + end) / 2
-        near = self._near(at)
+        near = self._spoken.near(at)
         total = np.zeros(5, np.float32)
         weight = 1e-6
         firm = 0.0
@@ -202,27 +223,33 @@ class CueTrack:
             total += pull * TABLE[kind]
             weight += pull
         out = total / np.float32(weight)
-        out[CLOSURE] = out[TUCK] = 0.0
-        for kind, first, last in near:
+        for kind, first, _ in near:
             if TABLE[kind, ROUNDING] >= _ROUNDED and first - _ROUND_EARLY < at < first:
                 early = (1 - (first - at) / _ROUND_EARLY) * 0.8
                 firm = max(firm, early * float(TABLE[kind, ROUNDING]))
-            if kind in LIPS_MEET:
-                out[CLOSURE] = max(out[CLOSURE], _press(first, last, start, end))
-            elif kind == LIP_TUCKS:
-                out[TUCK] = max(out[TUCK], _press(first, last, start, end))
+        out[CLOSURE], out[TUCK] = _pressed(near, start, end)
         out[ROUNDING] = max(out[ROUNDING], firm)
         return out
 
-    def _near(self, at: float) -> list[tuple[int, int, int]]:
-        low = bisect_left(self._starts, at - _REACH - self._longest)
-        high = bisect_left(self._starts, at + _REACH)
-        return [span for span in self._spans[low:high] if span[2] > at - _REACH]
+    def pressed(self, mouth: NDArray[np.float32], start: int, end: int) -> NDArray[np.float32]:
+        """A mouth, float32[5], in the frame of samples [start, end), its lips closed and tucked where found phonemes ask it."""
+        near = self._found.near((start + end) / 2)
+        if not near:
+            return mouth
+        made = mouth.copy()
+        made[[CLOSURE, TUCK]] = np.maximum(made[[CLOSURE, TUCK]], _pressed(near, start, end))
+        return made
 
     def silent(self, at: int) -> bool:
-        """Whether a pause is known for sample `at`."""
-        index = bisect_left(self._starts, at + 1) - 1
-        return index >= 0 and self._spans[index][0] == SILENCE and at < self._spans[index][2]
+        """Whether a voice's pause is known for sample `at`."""
+        return self._spoken.at(at) == SILENCE
+
+
+def _pressed(near: list[tuple[int, int, int]], start: int, end: int) -> tuple[float, float]:
+    """How far sounds have the lips closed, and tucked, in the frame [start, end): 0 … 1."""
+    closed = [_press(first, last, start, end) for kind, first, last in near if kind in LIPS_MEET]
+    tucked = [_press(first, last, start, end) for kind, first, last in near if kind == LIP_TUCKS]
+    return max(closed, default=0.0), max(tucked, default=0.0)
 
 
 def _press(first: int, last: int, start: int, end: int) -> float:

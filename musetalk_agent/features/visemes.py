@@ -148,7 +148,8 @@ class VisemeStream:
         start, end = frame_start(frame, self._fps), frame_start(frame + 1, self._fps)
         if self._cues.covers((start + end) // 2):
             return self._cues.articulation(start, end)
-        return self._mouth.at(self._moment(frame), (end + _WAIT) // STEP - 1)
+        heard = self._mouth.at(self._moment(frame), (end + _WAIT) // STEP - 1)
+        return self._cues.pressed(heard, start, end)
 
 
 class _MouthHistory:

@@ -59,7 +59,13 @@ class Alignment:
 
 
 def align(text: str, voice: Pcm, network: MouthNetwork) -> Alignment | None:
-    """Aligns a text with int16 `[n]` at 16 kHz; None where one of them is too long (4,000 letters, ten minutes)."""
+    """Aligns a text with int16 `[n]` at 16 kHz.
+
+    None where one of them is too long (4,000 letters, ten minutes), and where most of the text's letters are not Latin ones.
+    """
+    letters = [letter for letter in text if letter.isalpha()]
+    if sum("LATIN" in unicodedata.name(letter, "") for letter in letters) < len(letters) / 2:
+        return None
     row = _row(text)
     mels, _ = mouth_network.log_mels(voice)
     mels = mels[: len(mels) // 2 * 2]

@@ -40,7 +40,7 @@ class HeardText:
 def heard_text(text: str, voice: Pcm, network: MouthNetwork) -> HeardText | None:
     """Finds a text in int16 `[n]` at 16 kHz; blocks for 0.1 s a second of sound.
 
-    None where text or sound is too long to be aligned (4,000 letters, ten minutes).
+    None where text or sound cannot be aligned: more than 4,000 letters or ten minutes, or letters that are not Latin.
     """
     aligned = align(text, voice, network)
     if aligned is None:

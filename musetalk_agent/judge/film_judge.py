@@ -269,7 +269,7 @@ def _mouth(
     following = lips.follow(MouthTrack(middles, aperture), heard)
     other = following.correlation.verdict is Verdict.FAILED
     unlike = not_judged("the lips follow another sound.")
-    shut = not_judged("the text is not known, or too long.")
+    shut = not_judged("the text is not known, too long, or not in Latin letters.")
     if sounds is not None:
         shifted = [(begin + following.lag_s, end + following.lag_s) for begin, end in sounds]
         shut = unlike if other else closures(middles, aperture, shifted)

@@ -35,6 +35,14 @@ _SOUNDS = {
     "back": "K G NG HH Y R W",
     "vowel": "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW",
 }
+IPA = dict(
+    pair.split()
+    for pair in (
+        "AA ɑ;AE æ;AH ə;AO ɔ;AW aʊ;AY aɪ;B b;CH tʃ;D d;DH ð;EH ɛ;ER ɚ;EY eɪ;F f;G ɡ;HH h;IH ɪ;IY i;JH dʒ;K k;L l;M m;N n;NG ŋ;"
+        "OW oʊ;OY ɔɪ;P p;R ɹ;S s;SH ʃ;T t;TH θ;UH ʊ;UW u;V v;W w;Y j;Z z;ZH ʒ"
+    ).split(";")
+)
+"""The phones of the CMU dictionary as `features.phonemes` knows them; AH, without its stress, as the schwa that it mostly is."""
 _PLACE = {phone: NAMES.index(name) for name, phones in _SOUNDS.items() for phone in phones.split()}
 _LIPS = NAMES.index("lips")
 _EVIDENCE_LEAST = 0.0

@@ -9,7 +9,8 @@
         plan.json       frames, size, parts: there once preparation is over
         parts/<n>.…     finished parts of the film, each put in place whole
         tries/…         one empty file for each time a ticket was taken
-        words.json      what the voice says: text, begin and end in seconds (the orchestrator makes it)
+        words.json, cues.json, lips.json
+                        what is known of the speech (`renders.known_speech`)
         result.…        the film, and its captions (srt, vtt)
         end.json        how it ended; the process that creates this file ends the render, once
 
@@ -232,7 +233,7 @@ class RenderFailure(BaseModel):
 
 class RenderEnd(BaseModel):
     """How a render ended, and when (Unix time). `bytes` and `seconds` are the film's; `judge` is the judge's report on it;
-    `captions` says that it has some."""
+    `captions` says that it has some, and `timing` where their words' times come from; `warnings` what is missing all the same."""
 
     state: RenderState
     at: float
@@ -240,6 +241,8 @@ class RenderEnd(BaseModel):
     seconds: float | None = None
     judge: dict[str, Any] | None = None
     captions: bool = False
+    timing: str | None = None
+    warnings: list[RenderFailure] = []
     error: RenderFailure | None = None
 
 
@@ -389,7 +392,7 @@ class RenderFolder:
         """Deletes what is not needed once it has ended."""
         for name in ("parts", "tries", "dub"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("voice.wav", "sound.wav", "words.json"):
+        for name in ("voice.wav", "sound.wav", "words.json", "cues.json", "lips.json"):
             (folder / name).unlink(missing_ok=True)
         if end.state is not RenderState.DONE:
             for left in folder.glob("result.*"):

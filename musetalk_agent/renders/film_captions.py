@@ -1,36 +1,20 @@
-"""Captions of a film, as SRT and as WebVTT: the words of a spoken text as its voice timed them, or of a transcript, aligned."""
+"""Captions of a film, as SRT and as WebVTT, of its words (`known_speech`)."""
 
 from __future__ import annotations
 
 import html
-import json
-import secrets
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from musetalk_agent.features.mouth_network import MouthNetwork, default_weights
-from musetalk_agent.judge.closures import HeardText, heard_text
-from musetalk_agent.media_types import FEATURE_RATE
 from musetalk_agent.protocol.renders import CAPTION_SUFFIXES
-from musetalk_agent.tools.audio_file import AudioFile, mono
+from musetalk_agent.renders.known_speech import FilmWord
 
-WORDS_FILE = "words.json"
 _LINE, _LINES = 42, 2
 """Characters of a line, and lines shown at once: what is usual (Netflix's and the BBC's guides)."""
 _LONGEST_S, _SHORTEST_S = 7.0, 1.0
 _PAUSE_S = 0.7
 """A pause after which other words are shown."""
-
-
-@dataclass(frozen=True, slots=True)
-class FilmWord:
-    """A word, or a clause where words are not known, and when it is heard: seconds of the film."""
-
-    text: str
-    begin: float
-    end: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,33 +24,6 @@ class FilmCaption:
     lines: tuple[str, ...]
     begin: float
     end: float
-
-
-def heard_transcript(folder: Path, transcript: str | None, sound: Path) -> HeardText | None:
-    """Where a transcript is heard in a render's sound; None where there is none, or `words.json` has its words, or it is too long.
-
-    Raises AudioUnreadable; WeightsMissing.
-    """
-    if transcript is None or (folder / WORDS_FILE).exists():
-        return None
-    return heard_text(transcript, mono(AudioFile.open(sound), FEATURE_RATE), MouthNetwork.load(default_weights()))
-
-
-def film_words(folder: Path, heard: HeardText | None) -> list[FilmWord]:
-    """The words of a render: of `words.json` in its folder, else those of a transcript that was found; else none."""
-    with suppress(FileNotFoundError, ValueError, TypeError):
-        return [
-            FilmWord(str(text), float(begin), float(end))
-            for text, begin, end in json.loads((folder / WORDS_FILE).read_bytes())
-        ]
-    return [] if heard is None else [FilmWord(word.text, word.begin, word.end) for word in heard.words]
-
-
-def keep_words(words: Sequence[FilmWord], folder: Path) -> None:
-    """Writes `words.json`, whole, so that they are found once only. Raises OSError."""
-    made = folder / f".words.{secrets.token_hex(4)}"
-    made.write_text(json.dumps([(word.text, word.begin, word.end) for word in words]), "utf-8")
-    made.replace(folder / WORDS_FILE)
 
 
 def captions(words: Sequence[FilmWord], film_s: float) -> list[FilmCaption]:

@@ -322,6 +322,8 @@ def _kept(film: _Film, folder: RenderFolder) -> str | None:
     shutil.move(folder.result(film.render_id, film.made), film.output)
     for suffix in CAPTION_SUFFIXES if ended.captions else ():
         shutil.move(folder.path(film.render_id) / f"result.{suffix}", film.output.with_suffix(f".{suffix}"))
+    for warning in ended.warnings:
+        print(f"render: {film.output}: {warning.detail}", file=sys.stderr)
     folder.delete(film.render_id)
     plan_s = f"{ended.seconds:.2f} s" if ended.seconds is not None else ""
     print(f"{film.output}: {plan_s}, {ended.bytes} bytes")

@@ -6,12 +6,10 @@ Everything may be done again by another worker: what is finished is found and le
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,10 +19,9 @@ from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.compose.head_motion import seed_of
 from musetalk_agent.errors import AgentError
 from musetalk_agent.factory import Factory
-from musetalk_agent.judge.closures import HeardText
 from musetalk_agent.judge.film_judge import Judge
 from musetalk_agent.measure.lip_measures import VideoUnreadable
-from musetalk_agent.media_types import FEATURE_RATE, Cue, frames_begun
+from musetalk_agent.media_types import FEATURE_RATE, frames_begun
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AgentStartRequest, AvatarSource
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.render_queue import RenderTicket
@@ -41,15 +38,9 @@ from musetalk_agent.renders.burned_captions import BurnedCaptions, CaptionedPart
 from musetalk_agent.renders.dub.dub_job import DubJob
 from musetalk_agent.renders.dub.footage_scan import FootageScan
 from musetalk_agent.renders.fetching import SOUND, fetch_file
-from musetalk_agent.renders.film_captions import (
-    FilmCaption,
-    captions,
-    film_words,
-    heard_transcript,
-    keep_words,
-    write_captions,
-)
+from musetalk_agent.renders.film_captions import FilmCaption, captions, write_captions
 from musetalk_agent.renders.film_parts import STUDIO_601, FilmClock, PartWriter, join, part_writer
+from musetalk_agent.renders.known_speech import film_cues, film_words, find_transcript, lips_meet, word_timing
 from musetalk_agent.renders.part_making import RenderStopped, make_parts, runs, stretch_of
 from musetalk_agent.renders.sounds import FeatureSound, Sound, write_sound
 from musetalk_agent.renders.talking_frames import FramesFailed, Talker
@@ -60,6 +51,11 @@ log = logging.getLogger(__name__)
 TRIES_MOST = 6
 """A ticket on which so many workers have died is given up: the render would kill the next one too."""
 LONGEST_S = 3600.0
+_NO_WORDS = (
+    "The words could not be found in the sound, so that there are no captions: give a transcript in Latin letters, of at most "
+    "4,000 letters and ten minutes, that says what is heard."
+)
+_UNCAPTIONED = RenderFailure(code=ErrorCode.CAPTIONS_UNAVAILABLE.value, detail=_NO_WORDS)
 
 
 @dataclass(frozen=True)
@@ -121,8 +117,7 @@ class RenderJobs:
         plan = await asyncio.to_thread(self.folder.plan, order.render_id)
         if plan is None:
             plan = await self._plan(order)
-            if order.request.burn_captions:
-                await asyncio.to_thread(self._keep_words, order)
+            await asyncio.to_thread(self._know_speech, order)
             await asyncio.to_thread(self.folder.write_plan, order.render_id, plan)
         await self.put([RenderTicket(render_id=order.render_id, span=span) for span in range(plan.spans)])
 
@@ -185,7 +180,7 @@ class RenderJobs:
         done = await asyncio.to_thread(self.folder.parts, order.render_id)
         missing = [part for part in plan.span(span) if part not in done]
         if missing and order.request.video_url is not None:
-            cues = await asyncio.to_thread(_cues, self._path(order))
+            cues = await asyncio.to_thread(film_cues, self._path(order))
             burned = await asyncio.to_thread(self._burned, order, plan)
             await self._dub(order, burned).make(plan, plan.span(span), missing, cues)
         elif missing:
@@ -213,7 +208,9 @@ class RenderJobs:
     async def _make_run(self, order: RenderOrder, plan: RenderPlan, talker: Talker, run: range) -> None:
         sound = await asyncio.to_thread(Sound.open, self._path(order) / "sound.wav")
         reader = FeatureSound(sound)
-        frames = talker.frames(stretch_of(plan, run), reader.read, await asyncio.to_thread(_cues, self._path(order)))
+        frames = talker.frames(
+            stretch_of(plan, run), reader.read, await asyncio.to_thread(film_cues, self._path(order))
+        )
         made, burned = order.request.format, await asyncio.to_thread(self._burned, order, plan)
 
         def writer(path: Path, first: int) -> PartWriter:
@@ -257,30 +254,38 @@ class RenderJobs:
             own = self._dub(order).own
             sound, clock = Sound.open(own / "film.wav"), FootageScan.load(own).clock
         join([folder / f"{part:06d}.{suffix}" for part in range(plan.parts)], sound, order.request.format, clock, made)
-        heard = self._heard(order)
-        shown = self._captions(order, heard, float(clock.seconds))
+        shown = self._captions(order, float(clock.seconds))
         return RenderEnd(
             state=RenderState.DONE,
             at=time.time(),
             captions=bool(shown),
+            timing=word_timing(self._path(order)).value if shown else None,
             bytes=made.stat().st_size,
             seconds=round(float(clock.seconds), 3),
-            judge=self._judged(order, heard, made) if order.request.judge else None,
+            judge=self._judged(order, made) if order.request.judge else None,
+            warnings=[] if shown or order.request.transcript is None else [_UNCAPTIONED],
         )
 
-    def _keep_words(self, order: RenderOrder) -> None:
-        """Finds the words that the picture shall show, and keeps them. Raises ProblemError where they cannot be found or drawn."""
-        folder = self._path(order)
-        words = film_words(folder, heard_transcript(folder, order.request.transcript, folder / "sound.wav"))
+    def _know_speech(self, order: RenderOrder) -> None:
+        """Finds a transcript's words in the sound: for the mouth, the captions and the judge. A film is no worse without them.
+
+        Raises ProblemError where the picture shall show words that are not known, or cannot be drawn.
+        """
+        folder, request = self._path(order), order.request
+        if request.transcript is not None:
+            try:
+                find_transcript(folder, request.transcript, folder / "sound.wav")
+            except (AgentError, AudioUnreadable) as error:
+                text = "a transcript was not looked for"
+                log.warning(text, extra={"render_id": order.render_id, "reason": str(error)})
+        if not request.burn_captions:
+            return
+        words = film_words(folder)
         if not words:
             raise ProblemError(
-                ErrorCode.CAPTIONS_UNAVAILABLE,
-                "The words could not be found in the sound, so that no captions can be drawn: leave burn_captions out, or give a "
-                "transcript of at most 4,000 letters and ten minutes that says what is heard.",
-                field="transcript",
+                ErrorCode.CAPTIONS_UNAVAILABLE, f"{_NO_WORDS} Or leave burn_captions out.", field="transcript"
             )
         font_for({letter for word in words for letter in word.text}, self.factory.settings.caption_font)
-        keep_words(words, folder)
 
     def _burned(self, order: RenderOrder, plan: RenderPlan) -> BurnedCaptions | None:
         """What draws the captions; None where none are wished."""
@@ -290,34 +295,25 @@ class RenderJobs:
         if order.request.video_url is not None:
             look = FootageScan.load(self._dub(order).own)
             clock, colours = look.clock, look.colours
-        shown = captions(film_words(folder, None), float(clock.seconds))
+        shown = captions(film_words(folder), float(clock.seconds))
         font = self.factory.settings.caption_font
         return BurnedCaptions(shown, lambda frame: float(clock.ticks[frame] * clock.base), colours, font)
 
-    def _heard(self, order: RenderOrder) -> HeardText | None:
-        """Where the transcript is heard, for captions and judge; None where it cannot be found: the film is no worse for that."""
-        folder = self._path(order)
-        try:
-            return heard_transcript(folder, order.request.transcript, folder / "sound.wav")
-        except (AgentError, AudioUnreadable) as error:
-            log.warning("a render has no captions", extra={"render_id": order.render_id, "reason": str(error)})
-            return None
-
-    def _captions(self, order: RenderOrder, heard: HeardText | None, film_s: float) -> list[FilmCaption]:
+    def _captions(self, order: RenderOrder, film_s: float) -> list[FilmCaption]:
         """Writes the film's captions; none where its words are not known."""
         folder = self._path(order)
-        shown = captions(film_words(folder, heard), film_s)
+        shown = captions(film_words(folder), film_s)
         if shown:
             write_captions(shown, folder)
         return shown
 
-    def _judged(self, order: RenderOrder, heard: HeardText | None, film: Path) -> dict[str, Any]:
+    def _judged(self, order: RenderOrder, film: Path) -> dict[str, Any]:
         """The judge's report on a film, a dub's against its footage; where there is none, why: the film is no worse for it."""
         text = order.request.transcript or order.request.text
         footage = None if order.request.video_url is None else self._dub(order).own / "footage"
         try:
             report = Judge.load(self.factory.models).judge(
-                film, text=text, lips_meet=None if heard is None else heard.lips, reference=footage
+                film, text=text, lips_meet=lips_meet(self._path(order)), reference=footage
             )
         except AgentError as error:
             return {"passed": None, "error": {"code": error.code.value, "detail": error.detail}}
@@ -340,11 +336,3 @@ def _session_request(order: RenderOrder, plan: RenderPlan | None = None) -> Agen
         engine=request.engine if plan is None else plan.engine,
         connect_livekit=False,
     )
-
-
-def _cues(folder: Path) -> list[Cue]:
-    """Phonemes of a text that was spoken, in samples at 16 kHz; none where the voice knows none."""
-    with suppress(FileNotFoundError, ValueError, TypeError, KeyError):
-        found = json.loads((folder / "cues.json").read_bytes())
-        return [Cue(str(phoneme), int(start), int(end)) for phoneme, start, end in found]
-    return []

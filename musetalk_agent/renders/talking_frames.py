@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.compose.compositor import Compositor
@@ -195,7 +195,7 @@ def decide(
     origin = frame_start(heard, fps)
     ahead = FEATURE_RATE * (features.lookahead_ms + max(0, -av_offset_ms)) // 1000 + FEATURE_RATE // 10
     gate = OffsetGate(SpeechGate(features, fps), fps, av_offset_ms)
-    gate.cue([Cue(c.phoneme, max(0, c.start - origin), c.end - origin) for c in cues if c.end > origin])
+    gate.cue([replace(c, start=max(0, c.start - origin), end=c.end - origin) for c in cues if c.end > origin])
     count = stretch.stop - heard
     made: list[Feature | None] = []
     at, end = origin, frame_start(stretch.stop, fps) + ahead

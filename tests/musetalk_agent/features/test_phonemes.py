@@ -305,3 +305,20 @@ def test_without_cues_nothing_is_known_and_the_mouth_rests() -> None:
     empty.add([])
     empty.add([Cue("ɑ", 500, 500), Cue("p", 500, 100)])
     assert not empty.covers(500) and not empty.silent(500) and not empty.articulation(0, FRAME).any()
+
+
+def test_a_sound_that_was_found_closes_and_tucks_and_says_no_more() -> None:
+    track, mouth = CueTrack(), np.array([0.4, 0.2, 0.1, 0.3, 0.0], np.float32)
+    track.add([Cue("m", 3200, 4480, found=True), Cue("f", 6400, 7680, found=True), Cue("ɑ", 4480, 6400, found=True)])
+    assert not track.covers(3800) and not track.silent(3800)
+    closed, tucked, between = (track.pressed(mouth, at, at + 640) for at in (3520, 6720, 5120))
+    assert closed.tolist() == [*mouth[:CLOSURE].tolist(), 1.0, 0.0] and tucked[TUCK] == 1.0
+    assert (between == mouth).all() and mouth[CLOSURE] == np.float32(0.3), "the mouth that is given stays"
+    assert tucked[CLOSURE] == np.float32(0.3), "what the network closes stays closed"
+
+
+def test_sounds_that_were_found_leave_a_voice_its_own() -> None:
+    spoken, both = CueTrack(), CueTrack()
+    spoken.add([Cue("ɑ", 0, 1280)])
+    both.add([Cue("m", 0, 640, found=True), Cue("ɑ", 0, 1280)])
+    assert (both.articulation(0, 640) == spoken.articulation(0, 640)).all() and both.covers(640)

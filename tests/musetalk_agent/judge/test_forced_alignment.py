@@ -97,7 +97,7 @@ def test_lips_meet_at_the_sounds_that_the_words_have(speech: Speech, network: Mo
 
 
 def test_what_is_not_said_keeps_its_letters(speech: Speech, network: MouthNetwork) -> None:
-    for text in (WRONG, "Das ist ein deutscher Satz, den hier niemand jemals gesagt hat.", "… — 猫"):
+    for text in (WRONG, "Das ist ein deutscher Satz, den hier niemand jemals gesagt hat.", "… — 17"):
         aligned, letters = rough(text, speech, network)
         assert refined(aligned, text, speech.pcm) == letters and lip_phones(letters) is None
     assert refined(rough("", speech, network)[0], "", speech.pcm) == []

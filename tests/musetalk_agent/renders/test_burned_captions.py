@@ -16,9 +16,10 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.renders import RenderFormat, RenderRequest, RenderState
 from musetalk_agent.renders import burned_captions
 from musetalk_agent.renders.burned_captions import BurnedCaptions, font_for
-from musetalk_agent.renders.film_captions import WORDS_FILE, FilmCaption
+from musetalk_agent.renders.film_captions import FilmCaption
 from musetalk_agent.renders.film_parts import STUDIO_601, Colours
 from musetalk_agent.renders.job_list import JobsWrong, read_jobs
+from musetalk_agent.renders.known_speech import WORDS_FILE
 
 from .test_render_job import Bench, bursts, worked
 

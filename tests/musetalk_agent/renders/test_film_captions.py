@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,17 +9,8 @@ import pytest
 
 from musetalk_agent.features.mouth_network import MouthNetwork, default_weights
 from musetalk_agent.judge.alignment import word_times
-from musetalk_agent.judge.closures import HeardText
-from musetalk_agent.judge.forced_alignment import AlignedWord
-from musetalk_agent.renders.film_captions import (
-    FilmWord,
-    captions,
-    film_words,
-    heard_transcript,
-    srt,
-    vtt,
-    write_captions,
-)
+from musetalk_agent.renders.film_captions import captions, srt, vtt, write_captions
+from musetalk_agent.renders.known_speech import FilmWord
 from tests.musetalk_agent.measure.test_measure_sync import RATE, speech
 
 
@@ -52,14 +42,7 @@ def test_both_formats() -> None:
     assert vtt(shown) == "WEBVTT\n\n01:01:01.000 --> 01:01:02.500\nA &amp; B &lt;i&gt;\n"
 
 
-def test_words_of_the_voice_come_before_a_transcript(tmp_path: Path) -> None:
-    (tmp_path / "words.json").write_text(json.dumps([["hi ", 0.5, 0.9]]))
-    assert heard_transcript(tmp_path, "something else", tmp_path / "none.wav") is None
-    assert film_words(tmp_path, None) == [FilmWord("hi ", 0.5, 0.9)]
-    (tmp_path / "words.json").unlink()
-    assert heard_transcript(tmp_path, None, tmp_path / "none.wav") is None and film_words(tmp_path, None) == []
-    heard = HeardText([AlignedWord("ho", 0.1, 0.3)], [])
-    assert film_words(tmp_path, heard) == [FilmWord("ho", 0.1, 0.3)]
+def test_captions_are_written_in_both_formats(tmp_path: Path) -> None:
     write_captions(captions([FilmWord("hi ", 0.5, 0.9)], 2.0), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["result.srt", "result.vtt"]
 
@@ -72,6 +55,9 @@ def test_a_transcript_is_laid_along_its_sound() -> None:
     begins = [begin for _, begin, _ in found]
     assert begins == sorted(begins) and all(begin <= end <= len(voice) / RATE for _, begin, end in found)
     assert word_times("word " * 3000, voice, MouthNetwork.load(default_weights())) is None
+    assert word_times("Добрый день, мир!", voice, MouthNetwork.load(default_weights())) is None
+    assert word_times("今日はいい天気です", voice, MouthNetwork.load(default_weights())) is None
+    assert word_times("Zażółć gęślą", voice, MouthNetwork.load(default_weights())) is not None
     assert word_times("123 456", voice[:RATE], MouthNetwork.load(default_weights())) == [
         ("123", 0.0, 0.5),
         ("456", 0.5, 1.0),

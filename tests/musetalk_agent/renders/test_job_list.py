@@ -50,6 +50,19 @@ def test_a_list_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert (tmp_path / "a.mp4").stat().st_mtime_ns == before and capsys.readouterr().out == ""
 
 
+def test_a_transcript_that_is_not_found_is_a_sentence_beside_the_film(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_wav(tmp_path / "in.wav", bursts(1.0, 16_000), 16_000)
+    (tmp_path / "said.txt").write_text("Добрый день")
+    small = "avatar: x, engine: pattern, width: 64, height: 64"
+    path = jobs(tmp_path, f"audio: in.wav, output: a.mp4, transcript: said.txt, {small}")
+    assert run(str(path), "--engine", "pattern", "--workers", "1") == 0
+    told = capsys.readouterr()
+    assert "a.mp4: 1.00 s" in told.out and "Latin letters" in told.err
+    assert frames(tmp_path / "a.mp4") == 25 and not (tmp_path / "a.srt").exists()
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [

@@ -23,6 +23,7 @@ from musetalk_agent.judge.closures import HeardText
 from musetalk_agent.judge.film_judge import Judge
 from musetalk_agent.judge.film_report import FilmReport
 from musetalk_agent.judge.forced_alignment import AlignedWord
+from musetalk_agent.media_types import Cue, Feature
 from musetalk_agent.protocol.render_queue import RenderTicket
 from musetalk_agent.protocol.renders import (
     RenderEnd,
@@ -33,7 +34,7 @@ from musetalk_agent.protocol.renders import (
     RenderState,
     new_render_id,
 )
-from musetalk_agent.renders import film_captions
+from musetalk_agent.renders import known_speech, talking_frames
 from musetalk_agent.renders.render_job import TRIES_MOST, RenderJobs
 from musetalk_agent.weights import Manifest, ModelStore
 
@@ -130,12 +131,14 @@ async def test_a_film_has_every_frame_and_all_of_its_sound(bench: Bench) -> None
     assert left == {"order.json", "plan.json", "end.json", "result.mp4"}
 
 
-async def test_a_transcript_is_looked_for_once_for_captions_and_judge(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("burned", [False, True])
+async def test_a_transcript_is_looked_for_once_for_mouth_captions_and_judge(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, burned: bool
 ) -> None:
     looked: list[str] = []
     judged: list[object] = []
-    found = HeardText([AlignedWord("mama", 0.1, 0.6)], [(0.1, 0.2), (0.3, 0.4)])
+    cued: list[list[Cue]] = []
+    found = HeardText([AlignedWord("mama", 0.1, 0.6, (("M", 0.1, 0.2),))], [(0.1, 0.2)])
 
     def heard(text: str, *_: object) -> HeardText:
         looked.append(text)
@@ -145,14 +148,31 @@ async def test_a_transcript_is_looked_for_once_for_captions_and_judge(
         judged.append(given["lips_meet"])
         return real(judge, film, seen, **given)  # type: ignore[arg-type]  # as it was called
 
-    real = Judge.decide
-    monkeypatch.setattr(film_captions, "heard_text", heard)
+    def decided(*given: object) -> list[Feature | None]:
+        cued.append(given[5])  # type: ignore[arg-type]  # the cues
+        return features(*given)  # type: ignore[arg-type]  # as it was called
+
+    real, features = Judge.decide, talking_frames.decide
+    monkeypatch.setattr(known_speech, "heard_text", heard)
     monkeypatch.setattr(closures, "heard_text", heard)
     monkeypatch.setattr(Judge, "decide", decide)
-    end = await bench.make(render_id := bench.order(bursts(1), judge=True, transcript="mama"))
+    monkeypatch.setattr(talking_frames, "decide", decided)
+    end = await bench.make(render_id := bench.order(bursts(1), judge=True, transcript="mama", burn_captions=burned))
     assert end is not None and end.judge is not None and end.captions
-    assert looked == ["mama"] and judged == [found.lips]
+    assert (end.timing, end.warnings) == ("phones", [])
+    assert looked == ["mama"] and judged == [found.lips] and cued == [[Cue("m", 1600, 3200, found=True)]]
     assert "mama" in (bench.folder.path(render_id) / "result.srt").read_text()
+
+
+async def test_a_transcript_that_is_not_found_is_a_warning_of_the_film(bench: Bench) -> None:
+    end = await bench.make(bench.order(bursts(1), transcript="Добрый день"))
+    assert end is not None and end.state is RenderState.DONE and not end.captions and end.timing is None
+    (warning,) = end.warnings
+    assert warning.code == "captions_unavailable" and "Latin letters" in warning.detail
+    end = await bench.make(bench.order(bursts(1), transcript="Добрый день", burn_captions=True))
+    assert end is not None and end.error is not None and end.error.code == "captions_unavailable"
+    end = await bench.make(bench.order(bursts(1)))
+    assert end is not None and end.warnings == []
 
 
 async def test_a_film_is_judged_and_one_that_cannot_be_is_kept(bench: Bench, tmp_path: Path) -> None:

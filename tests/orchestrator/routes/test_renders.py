@@ -161,6 +161,7 @@ async def test_a_film_is_there_once_it_is_done(rendering: Stage, folder: RenderF
         "seconds": 10.0,
         "judge": None,
         "captions": None,
+        "warnings": [],
     }
     whole = await rendering.http.get(view["result"]["url"])
     assert whole.content == bytes(range(200)) and whole.headers["content-type"] == "video/mp4"
@@ -174,8 +175,22 @@ async def test_captions_lie_beside_the_film(rendering: Stage, folder: RenderFold
     render_id = (await rendering.http.post("/renders", json=BODY)).json()["render_id"]
     for suffix in ("mp4", "srt", "vtt"):
         (folder.path(render_id) / f"result.{suffix}").write_text(suffix)
-    folder.end(render_id, RenderEnd(state=RenderState.DONE, at=time.time(), bytes=3, seconds=1.0, captions=True))
+    warning = RenderFailure(code="captions_unavailable", detail="No words.")
+    folder.end(
+        render_id,
+        RenderEnd(
+            state=RenderState.DONE,
+            at=time.time(),
+            bytes=3,
+            seconds=1.0,
+            captions=True,
+            timing="letters",
+            warnings=[warning],
+        ),
+    )
     view = (await rendering.http.get(f"/renders/{render_id}")).json()
+    assert view["result"]["captions"]["timing"] == "letters"
+    assert view["result"]["warnings"] == [{"code": "captions_unavailable", "detail": "No words."}]
     for suffix, kind in (("srt", "application/x-subrip"), ("vtt", "text/vtt")):
         answer = await rendering.http.get(view["result"]["captions"][suffix])
         assert (answer.status_code, answer.text) == (200, suffix) and answer.headers["content-type"].startswith(kind)
