@@ -17,6 +17,16 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def utc_text(seconds: float | None) -> str | None:
+    """Seconds since 1970 (`time.time()`) as `utc_now` writes them; None stays None.
+
+    What is noted for each frame or block is kept in seconds: the text takes many times as long as the clock.
+    """
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 class Clock(Protocol):
     """Monotonic seconds, and waiting for a moment of them."""
 

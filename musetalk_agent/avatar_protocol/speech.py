@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -12,7 +13,7 @@ from livekit.rtc.data_stream import StreamError
 
 from musetalk_agent.agent_metrics import AGENT_CALLS
 from musetalk_agent.avatar_protocol import core
-from musetalk_agent.clock import Clock, utc_now
+from musetalk_agent.clock import Clock
 from musetalk_agent.media.pipeline import Pipeline
 from musetalk_agent.protocol.messages import Event
 from musetalk_agent.protocol.sdk_errors import SdkError, sdk_errors
@@ -55,7 +56,7 @@ class DataStreamAudioInput:
 
     def __init__(self, pipeline: Pipeline, sender: str, backlog_s: int, clock: Clock, tail_s: float) -> None:
         self.sender = sender
-        self.last_audio_at: str | None = None
+        self.last_audio_at: float | None = None  # `time.time()`
         self._backlog_s, self._clock = backlog_s, clock
         self._core = core.AvatarProtocol(sender, tail_s)
         self._room: rtc.Room | None = None
@@ -152,7 +153,7 @@ class DataStreamAudioInput:
         try:
             with sdk_errors(StreamError):
                 async for chunk in reader:
-                    self.last_audio_at = utc_now()
+                    self.last_audio_at = time.time()
                     self._carry_out(self._core.data(stream, chunk, self._clock.now()))
                     while self._pipeline.player.buffered_s > self._backlog_s:
                         await asyncio.sleep(_TICK_S)

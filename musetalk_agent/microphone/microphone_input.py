@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from typing import Literal, get_args
 
@@ -15,7 +16,7 @@ import numpy as np
 from livekit import rtc
 
 from musetalk_agent.agent_metrics import MICROPHONE_DELAY, MICROPHONE_SECONDS
-from musetalk_agent.clock import Clock, utc_now
+from musetalk_agent.clock import Clock
 from musetalk_agent.media.pipeline import Pipeline
 from musetalk_agent.media.segment import ROOM_RATE
 from musetalk_agent.media_types import FEATURE_RATE, Pcm
@@ -67,7 +68,7 @@ class MicrophoneInput:
 
     def __init__(self, pipeline: Pipeline, participant: str, clock: Clock) -> None:
         self.participant = participant
-        self.last_audio_at: str | None = None
+        self.last_audio_at: float | None = None  # `time.time()`
         self.segments = 0
         self._clock = clock
         self._buffer = LiveBuffer()
@@ -223,7 +224,7 @@ class MicrophoneInput:
             self._buffer.begin()
         said = self._buffer.pass_on(block, waiting_s, target_s, flows=player.flows)
         if float(np.abs(block.astype(np.int32)).max(initial=0)) > QUIET_RMS:
-            self.last_audio_at = utc_now()
+            self.last_audio_at = time.time()
         pipeline.push(said)
 
     def _end(self) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class PublisherState:
-    """What a publisher knows of its own connection; it keeps the one object up to date.
+    """What a publisher knows of its own connection; it keeps the one object up to date. `acknowledged_at` is `time.time()`.
 
     `watched` is False while no viewer and no film gets the frames: those that are pushed need not be drawn.
     """
@@ -32,7 +32,7 @@ class PublisherState:
     tracks: list[TrackInfo] = field(default_factory=list)
     published_frames: int = 0
     acknowledged_frames: int = 0
-    acknowledged_at: str | None = None
+    acknowledged_at: float | None = None
     error: str | None = None
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
-from musetalk_agent.clock import utc_now
+from musetalk_agent.clock import utc_text
 from musetalk_agent.protocol.http import (
     FUNNEL_STAGES,
     Diagnosis,
@@ -26,10 +27,10 @@ HEARD = frozenset({MicrophoneState.LIVE, MicrophoneState.MUTED})
 
 @dataclass(slots=True)
 class StageCount:
-    """Counts of one stage; `last_at` is ISO 8601 UTC. `failed_in_row`: failures since something went through."""
+    """Counts of one stage; `last_at` is `time.time()`. `failed_in_row`: failures since something went through."""
 
     count: int = 0
-    last_at: str | None = None
+    last_at: float | None = None
     last_error: str | None = None
     failed_in_row: int = 0
 
@@ -64,7 +65,7 @@ class PipelineStats:
         entry = self.stages[stage]
         entry.count += count
         entry.failed_in_row = 0
-        entry.last_at = utc_now()
+        entry.last_at = time.time()
 
     def fail(self, stage: str, error: str) -> None:
         """Something went wrong in `stage`."""
@@ -72,7 +73,7 @@ class PipelineStats:
         entry.last_error = error
         entry.failed_in_row += 1
 
-    def set_acknowledged(self, count: int, at: str | None) -> None:
+    def set_acknowledged(self, count: int, at: float | None) -> None:
         """The SFU's statistics say that it has `count` frames."""
         entry = self.stages["acknowledged"]
         entry.count, entry.last_at = count, at
@@ -80,7 +81,7 @@ class PipelineStats:
     def report(self) -> list[FunnelStage]:
         """The stages for `/debug/musetalk`."""
         return [
-            FunnelStage(stage=name, count=s.count, last_at=s.last_at, last_error=s.last_error)
+            FunnelStage(stage=name, count=s.count, last_at=utc_text(s.last_at), last_error=s.last_error)
             for name, s in self.stages.items()
         ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from musetalk_agent.clock import utc_now
 from musetalk_agent.media.pipeline import Pipeline
 from musetalk_agent.media.playout import VoiceTimingQueue
 from musetalk_agent.media.segment import Word
@@ -61,7 +61,7 @@ class LinkReceiver:
         self._samples = 0  # of that segment
         self._shorts = 0  # segments in a row that were shorter than a frame
         self._warned_short = False
-        self.last_audio_at: str | None = None
+        self.last_audio_at: float | None = None  # `time.time()`
 
     async def read(
         self,
@@ -112,7 +112,7 @@ class LinkReceiver:
         self._samples += len(samples)
         if self._counting and self.received_samples is not None:
             self.received_samples += len(samples)
-        self.last_audio_at = utc_now()
+        self.last_audio_at = time.time()
         self.items += 1
 
     def _obey(self, message: m.LinkMessage) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.clock import utc_now
+from musetalk_agent.clock import utc_now, utc_text
 from musetalk_agent.compose.passages import Sketch, sketch
 from musetalk_agent.errors import RecordingFailed
 from musetalk_agent.media.pipeline import Pipeline, open_face
@@ -80,7 +80,7 @@ _NORMAL_ENDS = frozenset({"PARTICIPANT_REMOVED", "ROOM_DELETED", "ROOM_CLOSED", 
 class RoomSpeech(Protocol):
     """Speech that comes through the room."""
 
-    last_audio_at: str | None
+    last_audio_at: float | None
 
     @property
     def segments(self) -> int:
@@ -501,7 +501,7 @@ class Session:
             if isinstance(self.publisher, MovingPublisher)
             else Transport(rung=self.publisher.name),
             started_at=self.started_at,
-            last_audio_at=self.speech.last_audio_at if self.speech else self.receiver.last_audio_at,
+            last_audio_at=utc_text(self.speech.last_audio_at if self.speech else self.receiver.last_audio_at),
             speaker_present=self.speech.present if self.speech else None,
             microphone=self.speech.status() if self.speech else None,
             error=self.error,

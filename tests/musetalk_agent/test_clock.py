@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musetalk_agent.clock import Clock, MonotonicClock, VirtualClock, utc_now
+from musetalk_agent.clock import Clock, MonotonicClock, VirtualClock, utc_now, utc_text
 from tests.waiting import NEVER_S, turns
 
 DEADLINES = st.lists(st.integers(0, 40), max_size=12)
@@ -165,3 +165,9 @@ def test_the_wall_clock_is_utc_to_the_millisecond() -> None:
     told = utc_now()
     assert told.endswith("Z") and len(told) == len("2026-11-28T20:53:00.123Z")
     assert abs(datetime.fromisoformat(told) - datetime.now(UTC)) < timedelta(seconds=NEVER_S)
+
+
+def test_seconds_since_1970_are_written_as_the_wall_clock_is() -> None:
+    assert utc_text(1_795_899_180.1234) == "2026-11-28T20:53:00.123Z"
+    assert utc_text(1_795_899_180.0) == "2026-11-28T20:53:00.000Z"
+    assert utc_text(None) is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 from livekit import rtc
@@ -364,7 +365,7 @@ class FailoverPublisher:
                 state.viewers = max(1, state.viewers)
         acknowledged = outlets.frames_acknowledged()
         if acknowledged > state.acknowledged_frames:
-            state.acknowledged_frames, state.acknowledged_at = acknowledged, utc_now()
+            state.acknowledged_frames, state.acknowledged_at = acknowledged, time.time()
         stream = outlets.stream
         sinks = {TransportKind.LIVEKIT: room, TransportKind.RTMP: stream, TransportKind.WHIP: outlets.whip}
         if self._quality is not None and outlets.latest is not None and self._policy.silent_s < SUSPECT_S:

@@ -16,7 +16,7 @@ from typing import Any
 from livekit import rtc
 from livekit.rtc._proto.room_pb2 import AudioEncoding
 
-from musetalk_agent.clock import Clock, utc_now
+from musetalk_agent.clock import Clock
 from musetalk_agent.errors import PublishFailed
 from musetalk_agent.media.playout import PlayoutClock
 from musetalk_agent.media.segment import ROOM_RATE, Caption
@@ -338,7 +338,7 @@ class LiveKitPublisher:
         acknowledged = int(reading.frames_sent * (1 - reading.fraction_lost)) if reading.reports else 0
         if acknowledged > self.state.acknowledged_frames:
             self.state.acknowledged_frames = acknowledged
-            self.state.acknowledged_at = utc_now()
+            self.state.acknowledged_at = time.time()
 
 
 async def _all(publishing: list[Coroutine[Any, Any, rtc.LocalTrackPublication]]) -> list[rtc.LocalTrackPublication]:
