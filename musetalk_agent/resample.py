@@ -74,10 +74,10 @@ class Resampler:
     def _make(self, upto: int) -> Pcm:
         if upto <= self._made:
             return np.zeros(0, np.int16)
-        windows = np.lib.stride_tricks.sliding_window_view(self._held, self._taps.shape[1])
         if self._up <= _FEW_PHASES:
-            made = self._by_phase(windows, upto)
+            made = self._by_phase(upto)
         else:
+            windows = self._windows(0, len(self._held) - self._taps.shape[1] + 1)
             at = np.arange(self._made, upto, dtype=np.int64) * self._down
             centre, phase = at // self._up, at % self._up
             rows = windows[centre - self._before - self._first]
@@ -94,13 +94,20 @@ class Resampler:
         rounded: Pcm = made.astype(np.int16)
         return rounded
 
-    def _by_phase(self, windows: NDArray[np.float32], upto: int) -> NDArray[np.float32]:
+    def _windows(self, first: int, count: int, step: int = 1) -> NDArray[np.float32]:
+        """`count` views of as many held samples as a filter has taps, `step` apart: `[count, taps]`.
+
+        numpy's `sliding_window_view` takes as long as the filter itself takes for a block of live audio.
+        """
+        held = self._held
+        return np.ndarray((count, self._taps.shape[1]), np.float32, held, 4 * first, (4 * step, 4))
+
+    def _by_phase(self, upto: int) -> NDArray[np.float32]:
         """The samples before `upto`. Those of one phase lie `down` input samples apart, so that their windows need no copy."""
         made = np.empty(upto - self._made, np.float32)
         for k in range(min(self._up, len(made))):
             centre, phase = divmod((self._made + k) * self._down, self._up)
             out = made[k :: self._up]
-            first = centre - self._before - self._first
-            rows = windows[first : first + (len(out) - 1) * self._down + 1 : self._down]
+            rows = self._windows(centre - self._before - self._first, len(out), self._down)
             np.einsum("ij,j->i", rows, self._taps[phase], out=out)
         return made
