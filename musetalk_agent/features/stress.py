@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 import numpy as np
@@ -58,8 +59,9 @@ class StressMeter:
         return self._known.popleft() if self._known else 0.0
 
     def _stress(self, frame: Pcm) -> float:
-        power = float(np.mean((frame.astype(np.float32) / np.float32(32768)) ** 2))
-        level = max(_FLOOR_DB, 10 * float(np.log10(max(power, 1e-12))))
+        sound = frame.astype(np.float32)
+        power = float(np.dot(sound, sound)) / (len(sound) * 32768**2)
+        level = max(_FLOOR_DB, 10 * math.log10(max(power, 1e-12)))
         before = sum(self._levels) / len(self._levels) if self._levels else _FLOOR_DB
         rise = min(max((level - before) / _FULL_DB, 0.0), 1.0)
         stressed = rise >= _LEAST and rise > max(self._rises, default=0.0)
