@@ -213,12 +213,12 @@ class Conversations:
         with ExitStack() as on_error:  # cancelled or failed: the place is given back
             conversation.placed = True
             on_error.callback(setattr, conversation, "placed", False)
+            self.worker.open()  # it takes as long to start as the models
             needed = [self._models[kind] for kind, given in (("llm", llm), ("stt", stt)) if given is None]
             await asyncio.gather(*(model.start() for model in needed))
             on_error.pop_all()
         conversation.opening, conversation.tools = opening, request.tools
         conversation.models = serving.names
-        self.worker.open()
 
     def chat(self, session_id: str, text: str) -> str:
         """Hands the user's text to the conversation; returns the message's id.
@@ -310,7 +310,8 @@ class Conversations:
             await link.listen(reports.validate_json, self._take, _HELLO_S, SILENCE_S)
         except WorkerLost:
             for conversation in self._conversations.values():
-                self._report_away(conversation)
+                if conversation.opening is not None:  # else its models start
+                    self._report_away(conversation)
             raise
         finally:
             self._tools.cancel()  # the calls of models that are gone

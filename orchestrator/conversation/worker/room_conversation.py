@@ -58,8 +58,6 @@ EARLY_ANSWERS = 6
 """Answers that are begun in one turn, at its pauses, and thrown away when it goes on. After so many it is waited for its end."""
 _NEVER_S = 3600.0
 """livekit-agents interrupts on no length of speech by itself: `Floor` does."""
-FRAME_MS = 30
-"""Of the microphone's sound: the detector takes 32 ms at a time. The SDK panics at what is no multiple of 10 ms."""
 _CLOSE_S = 5.0
 TEXTS_MAX = 16
 """Texts that wait for their answers. As many as the service lets wait."""
@@ -384,7 +382,7 @@ def _history(opening: OpenConversation) -> llm.ChatContext:
 def _room_options(*, timed: bool) -> room_io.RoomOptions:
     """`timed`: the voice gives the time of each word, and `RoomCaptions` shows them."""
     return room_io.RoomOptions(
-        audio_input=room_io.AudioInputOptions(sample_rate=RATE, frame_size_ms=FRAME_MS, auto_gain_control=False),
+        audio_input=room_io.AudioInputOptions(sample_rate=RATE, auto_gain_control=False),
         audio_output=False,
         text_output=room_io.TextOutputOptions(sync_transcription=not timed),
         text_input=False,  # `RoomTexts` bounds them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -127,4 +128,29 @@ async def test_it_says_that_it_calls_no_functions(tmp_path: Path) -> None:
         (event,) = [event for event in events if event["session_id"] == "ses_2"]
         assert event["type"] == "warning" and event["data"]["code"] == "conversation_tools_unused"  # type: ignore[index]
     finally:
+        await conversations.aclose()
+
+
+async def test_the_worker_starts_beside_the_models_and_is_not_said_to_be_away(tmp_path: Path) -> None:
+    program = tmp_path / "python"
+    program.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/started\ncase "$*" in *embedded*) exec sleep 600;; esac\nexit 3\n'
+    )
+    program.chmod(0o700)
+    events: list[str] = []
+    bus, metrics = EventBus(Metrics()), Metrics()
+    bus.listen(lambda event: events.append(event.text))
+    here = Provider(base_url="http://127.0.0.1:9/v1", model="a-model")
+    conversations = Conversations(ConversationOptions(python=str(program)), bus, metrics, lambda: here)
+    beginning = asyncio.create_task(
+        conversations.begin("ses_1", ConversationRequest(), Place("ws://127.0.0.1:9", lambda: "token", "avatar-1"))
+    )
+    try:
+        started = tmp_path / "started"
+        await until(lambda: started.exists() and started.read_text().count("conversation.worker") >= 2)
+        assert " llm " in started.read_text() and " stt " in started.read_text()
+        assert not beginning.done() and not events, "it was lost twice before there was a conversation"
+    finally:
+        beginning.cancel()
+        await asyncio.gather(beginning, return_exceptions=True)
         await conversations.aclose()
