@@ -126,6 +126,11 @@ class Metrics:
             registry=registry,
             buckets=_SECONDS,
         )
+        self.conversation_microphone_late = Counter(
+            "avatar_conversation_microphone_late",
+            "Times that a conversation began to lose sound of its microphone, since its worker was three seconds behind",
+            registry=registry,
+        )
         self.conversation_worker_losses = Counter(
             "avatar_conversation_worker_losses", "Conversation workers that were lost", registry=registry
         )

@@ -148,7 +148,7 @@ class MicrophoneReport(_Message):
 
     type: Literal["microphone"] = "microphone"
     session_id: str
-    state: Literal["none", "muted", "silent", "heard"]
+    state: Literal["none", "muted", "silent", "late", "heard"]
 
 
 class ListeningTo(_Message):

@@ -344,6 +344,8 @@ class Conversations:
             conversation.said(message.text)
         elif isinstance(message, MicrophoneReport):
             conversation.microphone = message.state
+            if message.state == "late":
+                self._metrics.conversation_microphone_late.inc()
         elif isinstance(message, ListeningTo):
             conversation.listening_to = message.participant
         elif isinstance(message, ToolCall):

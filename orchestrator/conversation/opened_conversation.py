@@ -27,10 +27,11 @@ _FAILING = {
     "tts": "The answer could not be spoken",
     "other": "A model failed",
 }
-_SILENT = {
+_UNHEARD = {
     "none": "No participant of the room publishes a microphone: allow it in the browser, or send texts to POST /session/{id}/chat.",
     "muted": "The microphone in the room is muted.",
     "silent": "The microphone in the room sends silence: check which device it is, and its level.",
+    "late": "This machine is too busy for its conversations: part of what the microphone said in the last ten seconds was dropped.",
 }
 
 
@@ -127,8 +128,8 @@ class OpenedConversation:
         for part, text in _FAILING.items():
             if part in self.failures:
                 return {"code": f"{part}_failed", "message": f"{text}: {self.failures[part]}"}
-        if self.microphone in _SILENT:
-            return {"code": f"microphone_{self.microphone}", "message": _SILENT[self.microphone]}
+        if self.microphone in _UNHEARD:
+            return {"code": f"microphone_{self.microphone}", "message": _UNHEARD[self.microphone]}
         return {"code": "ok", "message": "It listens and answers."}
 
     # --- its history

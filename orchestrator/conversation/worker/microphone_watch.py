@@ -11,10 +11,11 @@ import numpy as np
 from livekit import rtc
 from livekit.agents.voice.io import AudioInput
 
-State = Literal["none", "muted", "silent", "heard"]
+State = Literal["none", "muted", "silent", "late", "heard"]
 LEVEL = 100
 """Of 32768, -50 dBFS: a louder sample is no silence."""
 SILENT_S = 10.0
+LATE_S = 10.0
 LOOK_S = 1.0
 
 
@@ -25,12 +26,17 @@ class MicrophoneWatch(AudioInput):  # type: ignore[misc]  # its types are in the
         source: the audio that livekit-agents hears.
         room: whose microphones they are.
         report: is called with each new state; must not block.
+        dropped: how many pieces of sound this process has dropped.
     """
 
-    def __init__(self, source: AudioInput, room: rtc.Room, report: Callable[[State], object]) -> None:
+    def __init__(
+        self, source: AudioInput, room: rtc.Room, report: Callable[[State], object], dropped: Callable[[], int]
+    ) -> None:
         super().__init__(label="MicrophoneWatch", source=source)
-        self._room, self._report = room, report
+        self._room, self._report, self._dropped = room, report, dropped
         self._loud_at = time.monotonic()
+        self._known_dropped = dropped()
+        self._late_at = -LATE_S
 
     async def __anext__(self) -> rtc.AudioFrame:
         frame: rtc.AudioFrame = await super().__anext__()
@@ -59,4 +65,9 @@ class MicrophoneWatch(AudioInput):  # type: ignore[misc]  # its types are in the
         if not any(not track.muted for track in tracks):
             self._loud_at = time.monotonic()
             return "muted" if tracks else "none"
-        return "silent" if time.monotonic() - self._loud_at > SILENT_S else "heard"
+        now, lost = time.monotonic(), self._dropped()
+        if lost != self._known_dropped:
+            self._known_dropped, self._late_at = lost, now
+        if now - self._late_at < LATE_S:
+            return "late"
+        return "silent" if now - self._loud_at > SILENT_S else "heard"

@@ -32,7 +32,7 @@ from orchestrator.conversation.conversation_messages import (
     ToolResult,
     WordsSpoken,
 )
-from orchestrator.conversation.worker import models, room_microphones
+from orchestrator.conversation.worker import awaited_events, models, room_microphones
 from orchestrator.conversation.worker.echo import RATE
 from orchestrator.conversation.worker.floor import Floor
 from orchestrator.conversation.worker.gated_vad import GatedVAD, VadGate
@@ -203,7 +203,7 @@ class RoomConversation:
         """One, where the session hears a microphone."""
         if session.input.audio is None:
             return []
-        watch = MicrophoneWatch(session.input.audio, self._room, self._on_microphone)
+        watch = MicrophoneWatch(session.input.audio, self._room, self._on_microphone, awaited_events.dropped)
         self._louder = session.input.audio = LouderMicrophone(watch)
         return [asyncio.create_task(watch.run(), name="microphone-watch")]
 

@@ -17,6 +17,7 @@ from orchestrator.conversation.conversation_messages import (
     HistoryMessage,
     InterruptReply,
     MessageAdded,
+    MicrophoneReport,
     OpenConversation,
     SayLine,
     ToolCall,
@@ -104,6 +105,8 @@ def carry_out(command: object) -> None:
             report(
                 ConversationEvent(session_id=command.session_id, name="turn", data={"heard_ms": 400, "thought_ms": 9})
             )
+        if command.text == "late":
+            report(MicrophoneReport(session_id=command.session_id, state="late"))
         if command.text == "fail":
             data = {"code": "conversation_provider", "part": "llm", "detail": "llm: 503"}
             report(ConversationEvent(session_id=command.session_id, name="warning", data=data))

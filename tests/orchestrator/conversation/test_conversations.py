@@ -201,6 +201,7 @@ async def test_figures_of_conversations(host: Host) -> None:
     await host.replied("opened with 0 messages, a-model")
     host.chat("turn")
     host.chat("fail")
+    host.chat("late")
     host.chat("die")
     await until(lambda: len(host.opened()) == 2)
 
@@ -208,6 +209,7 @@ async def test_figures_of_conversations(host: Host) -> None:
         return host.metrics.registry.get_sample_value(f"avatar_conversation{name}", labels)
 
     assert figure("s") == 1 and figure("_turns_total") == 1 and figure("_worker_losses_total") == 1
+    assert figure("_microphone_late_total") == 1
     assert figure("_wait_seconds_sum", part="heard") == pytest.approx(0.4)
     assert figure("_wait_seconds_count", part="thought") == 1
     assert figure("_provider_errors_total", part="llm") == 1

@@ -102,6 +102,7 @@ def test_what_is_damaged_is_refused(packed: str) -> None:
         ({"microphone": "none"}, "microphone_none"),
         ({"microphone": "muted"}, "microphone_muted"),
         ({"microphone": "silent"}, "microphone_silent"),
+        ({"microphone": "late"}, "microphone_late"),
         ({}, "ok"),
     ],
 )

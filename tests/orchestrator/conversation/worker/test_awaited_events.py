@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from orchestrator.conversation.worker.awaited_events import AwaitedEvents
+import pytest
+from livekit.rtc._proto.ffi_pb2 import FfiEvent
+
+from orchestrator.conversation.worker import awaited_events
+from orchestrator.conversation.worker.awaited_events import BEHIND_MOST, AwaitedEvents
 from tests.waiting import turns, until
 
 
@@ -85,6 +89,48 @@ async def test_threads_may_put() -> None:
     for thread in threads:
         thread.join()
     assert sorted(taken) == list(range(200))
+
+
+async def test_what_may_be_dropped_is_dropped_while_the_loop_is_behind_and_the_rest_is_kept() -> None:
+    gone: list[int] = []
+
+    def drop(number: int) -> bool:
+        if number % 2:
+            gone.append(number)
+        return number % 2 == 1
+
+    events = AwaitedEvents[int](drop)
+    queue, other = events.subscribe(filter_fn=lambda n: n < 1000), events.subscribe(filter_fn=lambda n: n >= 1000)
+    for number in range(BEHIND_MOST + 4):  # the loop does not run meanwhile
+        events.put(number)
+    events.put(1001)
+    assert gone == [BEHIND_MOST + 1, BEHIND_MOST + 3] and events.dropped == 2
+    await turns()
+    kept = [queue.get_nowait() for _ in range(queue.qsize())]
+    assert kept == [*range(BEHIND_MOST + 1), BEHIND_MOST + 2], "what is no sound is never dropped"
+    assert other.get_nowait() == 1001, "another stream is not behind"
+    events.put(7)
+    await turns()
+    assert queue.get_nowait() == 7 and events.dropped == 2, "it has caught up"
+
+
+def test_of_the_sdks_events_only_sound_is_dropped_and_its_buffer_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[int] = []
+
+    class Handle:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def dispose(self) -> None:
+            freed.append(self.number)
+
+    monkeypatch.setattr(awaited_events, "FfiHandle", Handle)
+    sound, end, other = FfiEvent(), FfiEvent(), FfiEvent()
+    sound.audio_stream_event.frame_received.frame.handle.id = 5
+    end.audio_stream_event.eos.SetInParent()
+    other.room_event.room_handle = 1
+    assert [awaited_events._drop_sound(event) for event in (sound, end, other)] == [True, False, False]
+    assert freed == [5]
 
 
 async def test_a_loop_that_is_closed_stops_nobody_else() -> None:
