@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     from musetalk_agent.dataset import command as dataset
     from musetalk_agent.judge import command as judge
     from musetalk_agent.measure import measure_sync, profile
-    from musetalk_agent.renders import render_command, worker_command
+    from musetalk_agent.renders import render_command, restore_command, worker_command
     from musetalk_agent.tools import build_engine, convert_weights, doctor, fetch_models, monitor, prepare
 
     top = argparse.ArgumentParser(prog="musetalk-agent", description="Renders talking avatars into LiveKit rooms.")
@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
         ("doctor", doctor, "say what this machine can do, what is missing, and what to type next"),
         ("prepare", prepare, "prepare an avatar offline and print its quality report"),
         ("render", render_command, "make a film of an avatar that speaks a recording, or a list of them"),
+        ("restore", restore_command, "restore the faces of a clip before it is prepared, or of a film"),
         ("render-worker", worker_command, "make the renders that an orchestrator ordered"),
         ("measure-sync", measure_sync, "measure how late the lips of a video are"),
         ("judge", judge, "say whether a film of a talking face is good: lips, picture, person"),

@@ -145,13 +145,17 @@ def video_frames(path: Path) -> Iterator[tuple[float, Pixels]]:
                 time = float((frame.pts or 0) * (frame.time_base or Fraction(0)))
                 if time > last:  # a damaged time stamp shows nothing new
                     last = time
-                    turns = _QUARTER_TURNS.get(round(frame.rotation / 90) * 90 % 360, 0)
-                    picture = np.rot90(np.asarray(frame.to_ndarray(format="bgr24"), np.uint8), turns)
-                    yield time, np.ascontiguousarray(picture)
+                    yield time, turned_frame(frame)
     except (av.error.FFmpegError, av.error.EOFError, ValueError) as error:
         raise VideoUnreadable(f"{path} is no film that can be read, or it is damaged.") from error
     except OSError as error:
         raise VideoUnreadable(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def turned_frame(frame: av.VideoFrame) -> Pixels:
+    """A decoded frame as players show it, uint8 BGR `[h, w, 3]`: phones lay theirs on the side."""
+    turns = _QUARTER_TURNS.get(round(frame.rotation / 90) * 90 % 360, 0)
+    return np.ascontiguousarray(np.rot90(np.asarray(frame.to_ndarray(format="bgr24"), np.uint8), turns))
 
 
 WEIGHTS = "syncnet/syncnet_v2.model"

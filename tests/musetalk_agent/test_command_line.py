@@ -21,6 +21,7 @@ COMMANDS = {
     "serve": ["--port", "8091"],
     "prepare": ["clip.zip"],
     "render": ["--avatar", "demo", "--audio", "a.wav", "--out", "a.mp4"],
+    "restore": ["clip.mp4", "-o", "out.mp4"],
     "measure-sync": ["film.mp4"],
     "judge": ["film.mp4"],
     "dataset": ["films"],

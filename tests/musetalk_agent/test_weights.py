@@ -38,7 +38,7 @@ def store(tmp_path: Path) -> ModelStore:
 
 def test_the_shipped_manifest() -> None:
     shipped = Manifest.load()
-    assert shipped.groups == ["face", "musetalk", "parsing", "fast", "syncnet", "identity"]
+    assert shipped.groups == ["face", "musetalk", "parsing", "fast", "syncnet", "identity", "restore"]
     assert all(entry.sha256 and entry.size for entry in shipped.entries.values())
     assert shipped.entries["musetalkV15/unet.pth"].size == 3_400_074_924
     assert all(entry.licence and entry.needed_by for entry in shipped.entries.values())
