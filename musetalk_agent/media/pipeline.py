@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from functools import partial
 
-import numpy as np
-
 from musetalk_agent.agent_metrics import PCM_SAMPLES
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.clock import Clock
@@ -145,14 +143,14 @@ class Pipeline:
             return
         now = self.clock.now()
         self.stats.add("samples", len(samples))
-        self.stats.peak = max(self.stats.peak, int(np.abs(samples.astype(np.int32)).max()))
+        self.stats.peak = max(self.stats.peak, int(samples.max()), -int(samples.min()))
         PCM_SAMPLES.inc(len(samples))
         self._segment.stages.reach(FIRST_PCM)
         self._segment.push(samples, now)
         if self._watch is not None:
             self._judge(self._watch, samples, now)
         self.renderer.poke()
-        self.player.poke()
+        self.player.on_pcm()
 
     def end(self) -> None:
         """No more PCM for the open segment."""

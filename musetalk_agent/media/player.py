@@ -27,6 +27,8 @@ _ENGINE_S = 0.015
 """From the last audio that a frame needs to the frame, on a machine that keeps up (`warp`: 10 ms)."""
 _LEAST_IN_HAND_S = 0.06
 """A microphone's audio begins with no less than this in hand: blocks are up to 40 ms, and the event loop may stall for a moment."""
+_COUNTED = {act: FRAMES.labels(act.name.lower()) for act in FrameAction}
+_FAILED = FRAMES.labels("failed")
 START_TIMEOUT_S = 0.6
 """Audio does not wait longer than this for its first frame."""
 
@@ -164,6 +166,10 @@ class Player:
     def add(self, segment: Segment) -> None:
         """A new segment, played after those before it."""
         self._queue.open.append(segment)
+        self._audio_wake.set()
+
+    def on_pcm(self) -> None:
+        """A segment got more PCM. What is shown depends on it only at the next beat, and then it is looked at."""
         self._audio_wake.set()
 
     def clear(self) -> Cleared:
@@ -313,9 +319,11 @@ class Player:
             decision = self._scheduler.decide(
                 asked, waiting=waiting, due=due, missing=made is None and self._frame_missing()
             )
-            if decision.at > self._clock.now() and await self._clock.wait(self._video_wake, decision.at):
-                self._note_speaking()
-                continue
+            if decision.at > self._clock.now():
+                woken = await self._clock.wait(self._video_wake, decision.at)
+                if woken or (decision.act is FrameAction.IDLE and self._frame_missing()):
+                    self._note_speaking()
+                    continue
             if self._pushing is not None and self._pushing.origin is not None and self._publisher.playout.empty:
                 self._report_pause(self._pushing)
             self._scheduler.done(decision)
@@ -342,7 +350,7 @@ class Player:
         return playout.time_of(position)
 
     def _account(self, act: FrameAction, *, failed: bool) -> None:
-        FRAMES.labels("failed" if failed else act.name.lower()).inc()
+        (_FAILED if failed else _COUNTED[act]).inc()
         if act is not FrameAction.IDLE:
             outcome = Outcome.FAILED if failed else Outcome.SHOWN if act is FrameAction.SHOW else Outcome.LATE
             self.recent.note(self._clock.now(), outcome)

@@ -10,6 +10,7 @@ import pytest
 
 from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.pattern import PatternEngine
+from musetalk_agent.media.scheduler import REPEAT_FRAMES
 from musetalk_agent.media.segment import ROOM_RATE
 from musetalk_agent.media_types import Patch
 from musetalk_agent.protocol.messages import Cleared, PlaybackFinished
@@ -194,6 +195,26 @@ async def test_an_engine_that_fails_never_silences_the_voice(executor: ThreadPoo
     stages = {s.stage: s for s in made.pipeline.stats.report()}
     assert "no lips today" in (stages["patches"].last_error or "")
     assert stages["composed"].count == 25
+
+
+@pytest.mark.parametrize("block", [160, 320, 480, 640])
+async def test_frames_that_stay_away_while_the_voice_goes_on_are_bridged(
+    executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    async with stand(executor) as made:
+        player, renderer = made.pipeline.player, made.pipeline.renderer
+        made.pipeline.begin(1, 16_000)
+        await made.live(tone(1), block)
+        monkeypatch.setattr(renderer, "poke", lambda: None)  # it learns of no more PCM
+        await made.live(tone(0.4), block)
+        held = player.report()["held"]
+        monkeypatch.undo()
+        renderer.poke()
+        await made.live(tone(0.4), block)
+        made.pipeline.end()
+        await made.pass_time(1)
+    assert held == REPEAT_FRAMES, "the last frame stays, and then the idle clip takes over"
+    assert sum(len(b) for _, b in made.sound) == 1.8 * ROOM_RATE
 
 
 async def test_cancelling_leaves_nothing(executor: ThreadPoolExecutor) -> None:
