@@ -1,7 +1,8 @@
 """`musetalk-agent render JOBS.yaml`: a list of films, made by several workers, that goes on where it was interrupted.
 
 What is being made lies in `JOBS.yaml.renders` beside the list, as the renders of a service do (`protocol.renders`); it goes with
-the last film. A job whose output is there, and was made of the same, is not made again.
+the last film. `JOBS.yaml.made` says what each film was made of: a job whose output is there, and was made of the same, is not made
+again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,38 @@ class _Film:
     made: RenderFormat
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What the films of a list were made of, in a file beside it; None for a film of no list, which is made anew each time."""
+
+    path: Path | None
+    films: dict[str, tuple[str, int]]
+
+    @classmethod
+    def read(cls, path: Path) -> _Made:
+        try:
+            return cls(path, _made.validate_json(path.read_bytes()))
+        except (FileNotFoundError, ValidationError):
+            return cls(path, {})
+
+    def has(self, film: _Film) -> bool:
+        """Whether the output is there as it was made of the same."""
+        known = self.films.get(str(film.output))
+        try:
+            return known == (film.render_id, film.output.stat().st_size)
+        except FileNotFoundError:
+            return False
+
+    def add(self, film: _Film) -> None:
+        """Notes a film that is at its place."""
+        self.films[str(film.output)] = film.render_id, film.output.stat().st_size
+        if self.path is not None:
+            new = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}")
+            new.write_bytes(_made.dump_json(self.films))
+            new.replace(self.path)
+
+
+_made: TypeAdapter[dict[str, tuple[str, int]]] = TypeAdapter(dict[str, tuple[str, int]])
 _jobs: TypeAdapter[list[FilmJob]] = TypeAdapter(list[FilmJob])
 
 
@@ -96,7 +129,8 @@ def read_jobs(path: Path) -> list[FilmJob]:
         raise JobsWrong(f"{path} is no YAML: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        raise JobsWrong(f"{path}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+        where = ".".join(str(part) for part in first["loc"]) or "the whole of it"
+        raise JobsWrong(f"{path}: {where}: {problem_of(error)}") from error
     if len({job.output for job in jobs}) < len(jobs):
         raise JobsWrong(f"{path}: two jobs have the same output.")
     for job in jobs:
@@ -127,13 +161,18 @@ def run_jobs(path: Path, settings: AgentSettings, workers: int) -> int:
     What was made stays when it is interrupted, and the same command goes on. Raises JobsWrong; AvatarErrors and AudioUnreadable of
     sources that cannot be used; OSError.
     """
-    return make_films(read_jobs(path), path, settings, workers)
+    return _make_films(read_jobs(path), path, settings, workers, _Made.read(path.with_name(path.name + ".made")))
 
 
-def make_films(jobs: list[FilmJob], path: Path, settings: AgentSettings, workers: int) -> int:
-    """The same for jobs with whole paths; what is being made lies in `PATH.renders`."""
+def make_film(job: FilmJob, settings: AgentSettings, workers: int) -> int:
+    """The same for one job with whole paths. It is made anew each time, and goes on after a break; what is being made lies in
+    `OUTPUT.renders`."""
+    return _make_films([job], job.output, settings, workers, _Made(None, {}))
+
+
+def _make_films(jobs: list[FilmJob], path: Path, settings: AgentSettings, workers: int, made: _Made) -> int:
     folder = RenderFolder(path.with_name(path.name + ".renders"))
-    films = asyncio.run(_ordered(jobs, path, folder, settings))
+    films = asyncio.run(_ordered(jobs, path, folder, settings, made))
     if films:
         try:
             _make(films, folder, settings, min(workers, len(films)) if len(films) > 1 else workers)
@@ -142,16 +181,21 @@ def make_films(jobs: list[FilmJob], path: Path, settings: AgentSettings, workers
                 f"render: interrupted; the same command goes on ({folder.root} keeps what was made).", file=sys.stderr
             )
             return 130
-    failed = [reason for film in films if (reason := _kept(film, folder)) is not None]
+    failed = [reason for film in films if (reason := _kept(film, folder, made)) is not None]
     for reason in failed:
         print(f"render: {reason}", file=sys.stderr)
     shutil.rmtree(folder.root, ignore_errors=True)  # every film has ended: those that failed are begun anew
     return 1 if failed else 0
 
 
-async def _ordered(jobs: list[FilmJob], path: Path, folder: RenderFolder, settings: AgentSettings) -> list[_Film]:
+async def _ordered(
+    jobs: list[FilmJob], path: Path, folder: RenderFolder, settings: AgentSettings, made: _Made
+) -> list[_Film]:
     """Prepares what the jobs need, and orders those that are not made yet."""
     films: list[_Film] = []
+    for job in jobs:
+        if not job.output.parent.is_dir():  # now, and not when the film has been made
+            raise JobsWrong(f"{job.output} cannot be written: there is no folder {job.output.parent}.")
     models = ModelStore(settings.models_dir, Manifest.load())
     library = AvatarLibrary(settings.cache_dir, models, cache_bytes=settings.cache_bytes)
     try:
@@ -168,12 +212,14 @@ async def _ordered(jobs: list[FilmJob], path: Path, folder: RenderFolder, settin
                     avatar_id = await library.add(clip.read_bytes(), clip.name)
                 except OSError as error:
                     raise JobsWrong(f"{clip} cannot be read: {error.strerror}.") from error
-            made = RenderFormat.of_suffix(job.output.suffix) or RenderFormat.MP4
-            request = _request(job, avatar_id, made, path)
+            form = RenderFormat.of_suffix(job.output.suffix) or RenderFormat.MP4
+            request = _request(job, avatar_id, form)
             sound = hashlib.sha256(job.audio.read_bytes() if job.audio.exists() else b"").hexdigest()
-            content = f"{request.model_dump_json()}\0{sound}\0{_stamp(job.dub)}\0{job.output}"
-            film = _Film(job.output, "ren_" + hashlib.sha256(content.encode()).hexdigest()[:24], made)
-            if job.output.exists() and not folder.path(film.render_id).exists() and _newer(job.output, clip, job.audio):
+            stem = job.keep_background_audio if isinstance(job.keep_background_audio, Path) else None
+            content = f"{request.model_dump_json()}\0{sound}\0{_stamp(job.dub)}\0{_stamp(stem)}\0{job.output}"
+            film = _Film(job.output, "ren_" + hashlib.sha256(content.encode()).hexdigest()[:24], form)
+            if made.has(film) and not folder.path(film.render_id).exists():
+                print(f"{film.output}: made already")
                 continue
             if (ended := folder.ended(film.render_id)) is not None and ended.state is not RenderState.DONE:
                 folder.delete(film.render_id)  # it is tried again
@@ -192,10 +238,12 @@ async def _ordered(jobs: list[FilmJob], path: Path, folder: RenderFolder, settin
             films.append(film)
     finally:
         library.close()
+        with suppress(OSError):  # it keeps what was made
+            folder.root.rmdir()
     return films
 
 
-def _request(job: FilmJob, avatar_id: str, made: RenderFormat, path: Path) -> RenderRequest:
+def _request(job: FilmJob, avatar_id: str, form: RenderFormat) -> RenderRequest:
     kept = job.keep_background_audio
     try:
         return RenderRequest(
@@ -211,10 +259,16 @@ def _request(job: FilmJob, avatar_id: str, made: RenderFormat, path: Path) -> Re
             width=job.width,
             height=job.height,
             avatar_settings=job.avatar_settings,
-            format=made,
+            format=form,
         )
     except ValidationError as error:
-        raise JobsWrong(f"{path}: {job.output.name}: {error.errors()[0]['msg']}") from error
+        raise JobsWrong(f"{job.output}: {problem_of(error)}") from error
+
+
+def problem_of(error: ValidationError) -> str:
+    """What is wrong with what a user gave, in words: the first of all problems."""
+    first = error.errors()[0]
+    return str(first["msg"]).removeprefix("Value error, ")
 
 
 def _bring(source: Path, target: Path) -> None:
@@ -241,14 +295,10 @@ def _text_of(transcript: Path | None) -> str | None:
         return None
     try:
         return transcript.read_text("utf-8").strip() or None
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobsWrong(f"{transcript} cannot be read as text: {error}.") from error
-
-
-def _newer(output: Path, *sources: Path) -> bool:
-    """Whether a film is newer than everything it was made of."""
-    made = output.stat().st_mtime
-    return all(not source.exists() or source.stat().st_mtime <= made for source in sources)
+    except OSError as error:
+        raise JobsWrong(f"{transcript} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise JobsWrong(f"{transcript} is no text in UTF-8.") from error
 
 
 def _make(films: list[_Film], folder: RenderFolder, settings: AgentSettings, workers: int) -> None:
@@ -313,7 +363,7 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-def _kept(film: _Film, folder: RenderFolder) -> str | None:
+def _kept(film: _Film, folder: RenderFolder, made: _Made) -> str | None:
     """Moves a film to its place; why there is none, else."""
     ended = folder.ended(film.render_id)
     if ended is None or ended.state is not RenderState.DONE:
@@ -324,6 +374,7 @@ def _kept(film: _Film, folder: RenderFolder) -> str | None:
         shutil.move(folder.path(film.render_id) / f"result.{suffix}", film.output.with_suffix(f".{suffix}"))
     for warning in ended.warnings:
         print(f"render: {film.output}: {warning.detail}", file=sys.stderr)
+    made.add(film)
     folder.delete(film.render_id)
     plan_s = f"{ended.seconds:.2f} s" if ended.seconds is not None else ""
     print(f"{film.output}: {plan_s}, {ended.bytes} bytes")

@@ -13,7 +13,7 @@ from musetalk_agent.agent_settings import AgentSettings, offline_settings
 from musetalk_agent.errors import AgentError
 from musetalk_agent.protocol.avatar_settings import AvatarSettings
 from musetalk_agent.protocol.renders import FPS, RenderFormat
-from musetalk_agent.renders.job_list import FilmJob, JobsWrong, make_films, run_jobs
+from musetalk_agent.renders.job_list import FilmJob, JobsWrong, make_film, problem_of, run_jobs
 from musetalk_agent.tools import render_film
 from musetalk_agent.tools.audio_file import AudioUnreadable
 
@@ -55,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command: 0 made, 1 refused or failed (a sentence on stderr), 2 wrong usage, 130 interrupted."""
+    if (args.width is None) != (args.height is None):
+        print("render: give --width and --height together, or neither for the clip's own size.", file=sys.stderr)
+        return 2
     if args.jobs is None and args.dub is None and not _by_parts(args):
         return render_film.run(args)
     if args.dub is not None:
@@ -86,6 +89,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"render: {error}", file=sys.stderr)
     except OSError as error:
         print(f"render: {error.filename or args.jobs or args.output}: {error.strerror}.", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("render: interrupted; the same command begins again.", file=sys.stderr)
+        return 130
     return 1
 
 
@@ -113,7 +119,7 @@ def _wrong_captions(args: argparse.Namespace) -> str | None:
 
 
 def _film(args: argparse.Namespace, settings: AgentSettings, workers: int) -> int:
-    """Raises JobsWrong, and as `make_films` does."""
+    """Raises JobsWrong, and as `make_film` does."""
     avatar = Path(args.avatar)
     try:
         job = FilmJob(
@@ -129,8 +135,8 @@ def _film(args: argparse.Namespace, settings: AgentSettings, workers: int) -> in
             avatar_settings=AvatarSettings(background=args.background or "keep"),
         )
     except ValidationError as error:
-        raise JobsWrong(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
-    return make_films([job], args.output.absolute(), settings, workers)
+        raise JobsWrong(problem_of(error)) from None
+    return make_film(job, settings, workers)
 
 
 def _wrong_dub(args: argparse.Namespace) -> str | None:
@@ -150,7 +156,7 @@ def _wrong_dub(args: argparse.Namespace) -> str | None:
 
 
 def _dub(args: argparse.Namespace, settings: AgentSettings, workers: int) -> int:
-    """Raises JobsWrong, and as `make_films` does."""
+    """Raises JobsWrong, and as `make_film` does."""
     speaker = int(args.speaker) if args.speaker and args.speaker.isdecimal() else args.speaker
     kept = args.keep_background
     try:
@@ -165,4 +171,4 @@ def _dub(args: argparse.Namespace, settings: AgentSettings, workers: int) -> int
         )
     except ValidationError:
         raise JobsWrong(f"--speaker {args.speaker}: it is auto, largest, all, or a person's number from 0.") from None
-    return make_films([job], args.output.absolute(), settings, workers)
+    return make_film(job, settings, workers)

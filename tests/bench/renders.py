@@ -22,6 +22,7 @@ import numpy as np
 from musetalk_agent.protocol.render_queue import RenderQueue, RenderTicket, default_target
 from musetalk_agent.protocol.renders import RenderFolder, RenderOrder, RenderRequest, RenderState, new_render_id
 from orchestrator.render_orders import _view
+from tests.bench.figures import Figure
 
 RATE = 16_000
 WORKER = (
@@ -61,7 +62,12 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--queue", default=None, help="redis://…; by default a file")
     args = parser.parse_args()
-    root = Path(tempfile.mkdtemp(prefix="renders-bench-"))
+    with tempfile.TemporaryDirectory(prefix="renders-bench-") as root:
+        return bench(args, Path(root))
+
+
+def bench(args: argparse.Namespace, root: Path) -> int:
+    """Makes the films in a folder, kills, and prints the figures: 0 when all of them held."""
     folder = RenderFolder(root)
     begun = time.monotonic()
     with RenderQueue(args.queue or default_target(root)) as queue:
@@ -98,12 +104,18 @@ def main() -> int:
         end, plan = folder.ended(render_id), folder.plan(render_id)
         ends[end.state.value if end else "none"] += 1
         frames += plan.frames if plan and end and end.state is RenderState.DONE else 0
-    print(f"{dict(ends)} of {args.jobs}; progress went back {back} times; {kills} kills; {left} tickets left")
     share = lost_parts * 4 * 25 / max(1, frames)
-    print(
-        f"made twice: at most {lost_parts} parts of 4 s, {share:.1%} of {frames} frames; {time.monotonic() - begun:.0f} s in all"
-    )
-    return 0 if ends == {"done": args.jobs} and not back and share <= 0.05 else 1
+    note = f"{dict(ends)}; a worker killed {kills} times; {left} tickets left; {time.monotonic() - begun:.0f} s"
+    for figure in (
+        Figure("renders: done, each once", ends["done"], f"of {args.jobs}", args.jobs, at_least=True, note=note),
+        Figure("renders: times a worker was killed", kills, "", args.kills, at_least=True),
+        Figure("renders: times that progress went back", back, "", 0),
+        Figure(
+            "renders: made twice at most", 100 * share, "%", 5, note=f"{lost_parts} parts of 4 s of {frames} frames"
+        ),
+    ):
+        print(figure.line(), flush=True)
+    return 0 if ends == {"done": args.jobs} and not back and share <= 0.05 and kills == args.kills else 1
 
 
 def _begun_by(pid: int, root: Path) -> int:

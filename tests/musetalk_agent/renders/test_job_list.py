@@ -47,7 +47,47 @@ def test_a_list_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert not (tmp_path / "jobs.yaml.renders").exists()
     before = (tmp_path / "a.mp4").stat().st_mtime_ns
     assert run(str(path), "--engine", "pattern") == 0
-    assert (tmp_path / "a.mp4").stat().st_mtime_ns == before and capsys.readouterr().out == ""
+    assert (tmp_path / "a.mp4").stat().st_mtime_ns == before
+    assert capsys.readouterr().out == f"{tmp_path / 'a.mp4'}: made already\n{tmp_path / 'b.zip'}: made already\n"
+
+
+@pytest.mark.parametrize("changed", ["the sound", "an option", "the transcript", "the film itself"])
+def test_a_film_of_something_else_is_made_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: str
+) -> None:
+    write_wav(tmp_path / "in.wav", bursts(1.0, 16_000), 16_000)
+    (tmp_path / "said.txt").write_text("mama")
+    small = "engine: pattern, width: 64, height: 64, audio: in.wav, transcript: said.txt"
+    path = jobs(tmp_path, f"avatar: x, output: a.mp4, {small}", f"avatar: x, output: b.mp4, fps: 20, {small}")
+    assert run(str(path), "--engine", "pattern", "--workers", "1") == 0
+    if changed == "the sound":
+        write_wav(tmp_path / "in.wav", bursts(2.0, 16_000), 16_000)
+    elif changed == "the transcript":
+        (tmp_path / "said.txt").write_text("papa")
+    elif changed == "an option":
+        jobs(tmp_path, f"avatar: x, output: a.mp4, fps: 30, {small}", f"avatar: x, output: b.mp4, fps: 20, {small}")
+    else:
+        (tmp_path / "a.mp4").write_text("no film")
+    capsys.readouterr()
+    assert run(str(path), "--engine", "pattern", "--workers", "1") == 0
+    told = capsys.readouterr().out
+    assert f"{tmp_path / 'a.mp4'}: made already" not in told
+    assert (f"{tmp_path / 'b.mp4'}: made already" in told) == (changed in ("an option", "the film itself"))
+    assert frames(tmp_path / "a.mp4") == {"the sound": 50, "an option": 30}.get(changed, 25)
+    assert "papa" in (tmp_path / "a.srt").read_text() or changed != "the transcript"
+
+
+def test_a_single_film_is_made_whatever_its_output_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_wav(tmp_path / "in.wav", bursts(1.0, 16_000), 16_000)
+    options = "--avatar", "x", "--audio", str(tmp_path / "in.wav"), "-o", str(tmp_path / "a.zip"), "--engine", "pattern"
+    for _ in range(2):
+        assert run(*options, "--width", "64", "--height", "64") == 0
+        assert "a.zip: 1.00 s" in capsys.readouterr().out
+    kept = (tmp_path / "a.mp4").write_text("a film of before")
+    dub = "--dub", str(tmp_path / "none.mp4"), "--audio", str(tmp_path / "in.wav"), "-o", str(tmp_path / "a.mp4")
+    assert run(*dub, "--engine", "pattern") == 1
+    assert "none.mp4 cannot be read" in capsys.readouterr().err and (tmp_path / "a.mp4").stat().st_size == kept
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "a.zip", "cache", "in.wav"]
 
 
 def test_a_transcript_that_is_not_found_is_a_sentence_beside_the_film(
@@ -76,8 +116,10 @@ def test_a_list_that_is_wrong_is_refused(tmp_path: Path, line: str, says: str) -
         read_jobs(jobs(tmp_path, line))
 
 
-def test_refusals_have_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_wav(tmp_path / "in.wav", np.zeros(1600, np.int16), 16_000)
+def test_refusals_have_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_wav(tmp_path / "in.wav", np.full(1600, -1, np.int16), 16_000)
     small = "engine: pattern, width: 64, height: 64, output: a.mp4"
     for line, says in (
         (f"avatar: x, audio: none.wav, {small}", "none.wav cannot be read"),
@@ -86,5 +128,16 @@ def test_refusals_have_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[
     ):
         assert run(str(jobs(tmp_path, line)), "--engine", "pattern") == 1, line
         assert says in capsys.readouterr().err, line
+    for options, says in (
+        (("-o", "nowhere/a.webm"), "there is no folder"),
+        (("-o", "a.webm", "--width", "64"), "--width and --height together"),
+        (("-o", "a.webm", "--transcript", "none.txt"), "none.txt cannot be read: No such file"),
+        (("-o", "a.webm", "--transcript", "in.wav"), "in.wav is no text in UTF-8"),
+        (("-o", "a.mp4", "--background", "transparent"), "a.mp4: format: mp4 has no transparency"),
+    ):
+        monkeypatch.chdir(tmp_path)
+        assert run("--avatar", "x", "--audio", "in.wav", "--engine", "pattern", *options) in (1, 2), options
+        assert says in capsys.readouterr().err, options
+    assert not (tmp_path / "nowhere").exists() and not list(tmp_path.glob("*.renders"))
     assert run("--engine", "pattern") == 2
     assert run(str(tmp_path / "jobs.yaml"), "--avatar", "x") == 2
