@@ -44,6 +44,7 @@ def make_musetalk(settings: AgentSettings, models: ModelStore, profile: str) -> 
         precision=settings.musetalk_precision,
         lookahead_ms=settings.musetalk_lookahead_ms,
         bbox_shift=settings.musetalk_bbox_shift,
+        restore=settings.musetalk_restore,
         fuse=settings.musetalk_fuse,
         kernels_dir=settings.kernels_dir,
     )

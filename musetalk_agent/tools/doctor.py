@@ -22,6 +22,7 @@ from musetalk_agent.tools.doctor_room import JOIN_S, LiveKitAddress, check_livek
 from musetalk_agent.weights import Manifest, ModelStore
 
 _NEXT = "make demo, or musetalk-agent serve"
+_SECRET = ("RENDERS_QUEUE",)
 _ENGINES_END_S = 1200.0
 """The engine's own limits are shorter; a driver that hangs must not hold the doctor for ever."""
 
@@ -54,7 +55,8 @@ def _run(args: argparse.Namespace) -> int:
     except ValidationError as error:
         for problem in error.errors():
             name = ".".join(str(part) for part in problem["loc"]).upper()
-            print(f"doctor: {name}: {problem['msg']}", file=sys.stderr)
+            given = f" {os.environ[name]!r}" if name in os.environ and name not in _SECRET else ""
+            print(f"doctor: {name}{given}: {problem['msg']}", file=sys.stderr)
         return 2
     found: list[Check] = []
 

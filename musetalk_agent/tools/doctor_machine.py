@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from musetalk_agent.agent_settings import AgentSettings
+from musetalk_agent.avatars.face_restorer import RESTORER
 from musetalk_agent.card_estimates import card_of, frames_per_second, sessions
 from musetalk_agent.checks import Check
 from musetalk_agent.engine_pool import EnginePool
 from musetalk_agent.engines.musetalk.card_facts import CardFacts, find_driver, look
 from musetalk_agent.engines.musetalk.compiling import compiler_fault
 from musetalk_agent.engines.musetalk.weights_files import CONVERTED, Half, find, musetalk_state
+from musetalk_agent.errors import WeightsMissing
 from musetalk_agent.weights import ModelStore
 
 if TYPE_CHECKING:
@@ -143,11 +145,25 @@ def check_weights(machine: DoctorMachine, *, needed: bool) -> Iterator[Check]:
     if profile == "fast" and find(store.directory, "taesd", None) is None:
         found = f"the profile fast needs TAESD, which is not in {store.directory}"
         yield Check("weights of fast", found, "musetalk-agent fetch-models fast", needed=needed)
+    if machine.settings.musetalk_restore == "live":
+        yield _restore(store)
     half = _HALVES.get(machine.settings.musetalk_precision)
     slow = [part for part in CONVERTED if (file := find(store.directory, part, half)) and file.half != half]
     if slow and half and machine.wants_card:
         found = f"no half-precision copy of {', '.join(slow)}: each start reads twice as much"
         yield Check("copies", found, "musetalk-agent convert-weights", needed=False)
+
+
+def _restore(store: ModelStore) -> Check:
+    """Rooms do without restoration where it cannot be."""
+    try:
+        store.path(RESTORER)
+    except WeightsMissing as error:
+        return Check("restore", error.detail.partition(";")[0], "musetalk-agent fetch-models restore", needed=False)
+    if importlib.util.find_spec("onnxruntime") is None:
+        cure = "pip install 'musetalk-livekit[restore]', or onnxruntime-gpu for a card"
+        return Check("restore", "onnxruntime is not installed", cure, needed=False)
+    return Check("restore", f"{RESTORER}; what a face takes is measured when the engine starts")
 
 
 def _hashes(machine: DoctorMachine) -> Check:

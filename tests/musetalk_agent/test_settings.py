@@ -37,6 +37,7 @@ def test_the_defaults_are_those_of_the_documentation(monkeypatch: pytest.MonkeyP
         ("MUSETALK_DEVICE", "cpu", "musetalk_device", "cpu"),
         ("MUSETALK_LOOKAHEAD_MS", "200", "musetalk_lookahead_ms", 200),
         ("MUSETALK_BBOX_SHIFT", "-50", "musetalk_bbox_shift", -50),
+        ("MUSETALK_RESTORE", "live", "musetalk_restore", "live"),
         ("MUSETALK_PRECISION", "bfloat16", "musetalk_precision", "bfloat16"),
         ("ALLOW_PRIVATE_URLS", "1", "allow_private_urls", True),
         ("LOG_LEVEL", "debug", "log_level", "debug"),
@@ -62,6 +63,7 @@ def test_each_variable_sets_its_field(
         ("MUSETALK_PRECISION", ["int8", "half"]),
         ("MUSETALK_LOOKAHEAD_MS", ["-1", "201", "80.5"]),
         ("MUSETALK_BBOX_SHIFT", ["-51", "51"]),
+        ("MUSETALK_RESTORE", ["film", "on"]),
         ("ALLOW_PRIVATE_URLS", ["perhaps"]),
     ],
 )

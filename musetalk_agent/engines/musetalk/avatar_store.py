@@ -143,6 +143,7 @@ class MuseTalkSession:
 
     Attributes:
         picture: makes the session's patches; None for upstream's, which are resized and masked and no more.
+        ended: called once, when the session is closed.
     """
 
     def __init__(
@@ -160,6 +161,7 @@ class MuseTalkSession:
         self._closed = False
         self._mouth_gain = settings.mouth_gain
         self.picture: MouthPicture | None = None
+        self.ended: Callable[[], None] = lambda: None
         look = settings.blend, settings.sharpen
         self._idle_patches = avatar.idle.setdefault(look, {})
         self.avatar, self.mouth, self._talks = avatar, mouth, talks
@@ -205,4 +207,5 @@ class MuseTalkSession:
         """The last session's end leaves the latents on the card for a while (`AvatarStore`)."""
         if not self._closed:
             self._closed = True
+            self.ended()
             self._store.give_back(self._folder)

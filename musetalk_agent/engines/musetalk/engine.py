@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from musetalk_agent.engines.musetalk.network import (
     Network,
 )
 from musetalk_agent.engines.musetalk.overflow import OverflowGuard, Part
+from musetalk_agent.engines.musetalk.picture.live_restoration import live_restoration
 from musetalk_agent.engines.musetalk.picture.mouth_picture import MouthPicture
 from musetalk_agent.engines.musetalk.profiles import BUCKETS, COMPILED_BUCKETS, Options, Profile, profile_named
 from musetalk_agent.engines.musetalk.runner import Launched, Runner, Slowdown, Throughput
@@ -121,6 +123,7 @@ class MuseTalkEngine:
             self._runner = self._run_by(self.network, self.card)
             self.card.synchronize()  # weights were converted on another stream than the frames'
         self.pace, self._slowdown = Throughput(), Slowdown()
+        self._restoration = live_restoration(models_dir) if self.options.restore == "live" else None
         self.forward_note: str | None = None  # why no other forward than the plain one was tried
         self.unfit_faces, self._closed = 0, False
         wide = torch.bfloat16 if convolves_bfloat16(self.options.device) else torch.float32
@@ -171,6 +174,9 @@ class MuseTalkEngine:
 
         session = MuseTalkSession(self._avatars, folder, avatar, self._rest, mouth, talks=talking, settings=settings)
         session.picture = MouthPicture(avatar.artefacts, bundle, settings)
+        if self._restoration is not None and self._restoration.take(bundle.fps):
+            session.picture.restoration = self._restoration
+            session.ended = partial(self._restoration.give_back, bundle.fps)
         return session
 
     def _closes_idle(self, bundle: Bundle, avatar: Avatar) -> bool:
@@ -240,6 +246,7 @@ class MuseTalkEngine:
             "batch_ms": {str(size): round(1000 * seconds, 3) for size, seconds in self.pace.seconds.items()},
             "memory_bytes": self.memory(),
             "unfit_faces": self.unfit_faces,
+            **({"restoration": self._restoration.stats()} if self._restoration is not None else {}),
         }
 
     def memory(self) -> dict[str, int]:

@@ -129,6 +129,9 @@ def test_weights_missing_of_the_profile_and_of_another_hash(tmp_path: Path) -> N
     assert mine["weights"].figures["files"]["musetalkV15/unet.pth"] is False
     assert mine["weights of fast"].cure == "musetalk-agent fetch-models fast"
     assert mine["weights of fast"].verdict == "todo"
+    assert "restore" not in mine
+    live = by_name(check_weights(machine(tmp_path, musetalk_restore="live"), needed=True))
+    assert live["restore"].cure == "musetalk-agent fetch-models restore" and live["restore"].verdict == "note"
     assert mine["copies"].verdict == "note" and mine["copies"].cure == "musetalk-agent convert-weights"
 
 
@@ -223,7 +226,7 @@ def test_the_command_prints_a_line_each_and_the_next_thing_to_type(
 def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("MUSETALK_PROFILE", "best")
     assert run(doctor) == 2
-    assert "MUSETALK_PROFILE" in capsys.readouterr().err
+    assert "MUSETALK_PROFILE 'best': " in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

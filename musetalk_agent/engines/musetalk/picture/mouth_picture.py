@@ -14,6 +14,7 @@ from musetalk_agent.engines.musetalk.artefacts import SIDE, MuseTalkArtefacts
 from musetalk_agent.engines.musetalk.picture.blending import multiband, poisson
 from musetalk_agent.engines.musetalk.picture.colour import ColourFit
 from musetalk_agent.engines.musetalk.picture.detail import FINEST, detail, sharpened
+from musetalk_agent.engines.musetalk.picture.live_restoration import LiveRestoration
 from musetalk_agent.engines.musetalk.picture.mouth_places import STEADY, mouth_places
 from musetalk_agent.engines.musetalk.picture.smoothing import STRENGTHS, FaceSmoother
 from musetalk_agent.engines.warp.mouth_space import OUTER_LOWER, OUTER_UPPER
@@ -35,6 +36,9 @@ class MouthPicture:
         artefacts: of the avatar.
         bundle: its idle frames.
         settings: `smoothing`, `blend` and `sharpen` of them are used.
+
+    Attributes:
+        restoration: restores the faces that speak; None for none.
     """
 
     def __init__(self, artefacts: MuseTalkArtefacts, bundle: Bundle, settings: AvatarSettings) -> None:
@@ -44,6 +48,7 @@ class MouthPicture:
         self._colour = ColourFit()
         self._places = mouth_places(bundle.landmarks, artefacts) if strength else None
         self._last: int | None = None
+        self.restoration: LiveRestoration | None = None
         self._closed: NDArray[np.int64] = np.flatnonzero(closed_mouth(bundle.landmarks))
 
     def patch(self, idle_index: int, face: Pixels, blend_weight: float, *, speaking: bool) -> Patch:
@@ -63,6 +68,8 @@ class MouthPicture:
         pixels = self._colour.fitted(idle_index, laid.pixels, idle, mask, steady=speaking)
         if self._settings.sharpen > 0:
             pixels = self._sharpened(idle_index, pixels, laid.box)
+        if speaking and self.restoration is not None and self.restoration.note is None:
+            pixels = self._restored(self.restoration, idle_index, pixels, mask, laid.box)
         if self._settings.blend == "multiband":
             pixels, mask = multiband(pixels, idle, mask), np.full_like(mask, 255)
         elif self._settings.blend == "poisson":
@@ -85,6 +92,17 @@ class MouthPicture:
         window = self._bundle.box(idle_index)
         face = self._bundle.faces[idle_index]
         return np.asarray(face[box.y0 - window.y0 : box.y1 - window.y0, box.x0 - window.x0 : box.x1 - window.x0])
+
+    def _restored(
+        self, restoration: LiveRestoration, idle_index: int, pixels: Pixels, mask: Pixels, box: Box
+    ) -> Pixels:
+        """What the network of restoration makes of the patch: it is shown the whole face, of which the patch is kept."""
+        window, face = self._bundle.box(idle_index), np.array(self._bundle.faces[idle_index])
+        there = slice(box.y0 - window.y0, box.y1 - window.y0), slice(box.x0 - window.x0, box.x1 - window.x0)
+        weight = np.asarray(mask * np.float32(1 / 255), np.float32)
+        face[there] = cv2.blendLinear(pixels, np.ascontiguousarray(face[there]), weight, 1 - weight)
+        mesh = np.asarray(self._bundle.landmarks[idle_index]) - np.array((window.x0, window.y0), np.float32)
+        return np.ascontiguousarray(restoration.restored(face, mesh)[there])
 
     def _sharpened(self, idle_index: int, pixels: Pixels, box: Box) -> Pixels:
         x1, _, x2, _ = self._artefacts.boxes[idle_index]

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,9 +19,11 @@ pytest.importorskip("transformers")
 from musetalk_agent.avatars.bundle import Bundle  # noqa: E402
 from musetalk_agent.engines.batcher import Batcher  # noqa: E402
 from musetalk_agent.engines.interface import PatchRequest  # noqa: E402
+from musetalk_agent.engines.musetalk import engine as engine_module  # noqa: E402
 from musetalk_agent.engines.musetalk.avatar_store import AvatarStore  # noqa: E402
 from musetalk_agent.engines.musetalk.device import CpuCard  # noqa: E402
 from musetalk_agent.engines.musetalk.engine import MuseTalkEngine  # noqa: E402
+from musetalk_agent.engines.musetalk.picture.live_restoration import LiveRestoration  # noqa: E402
 from musetalk_agent.engines.musetalk.profiles import Options  # noqa: E402
 from musetalk_agent.engines.musetalk.runner import Throughput  # noqa: E402
 from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle  # noqa: E402
@@ -229,6 +232,27 @@ def test_sessions_of_an_avatar_share_its_latents_and_the_last_leaves_them(
     again = engine.open(bundle)
     assert again.avatar is one.avatar
     again.close()
+
+
+def test_sessions_take_a_place_for_restoration_and_give_it_back_once(
+    models: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Restorer:
+        def seconds(self) -> float:
+            return 0.009
+
+    monkeypatch.setattr(engine_module, "live_restoration", lambda folder: LiveRestoration(cast("Any", Restorer())))
+    made = MuseTalkEngine(models, replace(OPTIONS, restore="live"))
+    opened = [made.open(bundle) for _ in range(3)]
+    pictures = [session.picture for session in opened]
+    assert [picture is not None and picture.restoration is not None for picture in pictures] == [True, True, False]
+    opened[0].close()
+    opened[0].close()
+    later = [made.open(bundle).picture for _ in range(2)]
+    assert [picture is not None and picture.restoration is not None for picture in later] == [True, False]
+    assert made.stats()["restoration"] == {"ms": 9.0, "busy": 0.45, "note": None}
+    made.close()
+    assert "restoration" not in MuseTalkEngine(models, OPTIONS).stats()
 
 
 def test_avatars_without_sessions_are_dropped_oldest_first(
