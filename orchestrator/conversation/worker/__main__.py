@@ -23,6 +23,7 @@ from orchestrator.conversation.conversation_messages import (
     commands,
 )
 from orchestrator.conversation.worker.awaited_events import AwaitedEvents
+from orchestrator.conversation.worker.inline_executor import InlineEventLoop
 from orchestrator.conversation.worker.room_conversation import RoomConversation
 
 BEAT_S = 1.0
@@ -127,7 +128,8 @@ def main() -> NoReturn:
     os.dup2(2, 1)  # native code that prints writes to the log, not into the pipe
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     AwaitedEvents.install()
-    asyncio.run(_serve(reports))
+    with asyncio.Runner(loop_factory=InlineEventLoop) as runner:
+        runner.run(_serve(reports))
     os._exit(0)  # the rooms are left: the SDK's own clean-up beside its threads panics now and then
 
 
