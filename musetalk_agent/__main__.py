@@ -9,8 +9,6 @@ import os
 import sys
 import threading
 
-from musetalk_agent.protocol.http import VERSION
-
 _ENGINE_LOST = 70
 """Exit code when a card failed for good (EX_SOFTWARE of sysexits.h): the supervisor starts a new process."""
 _ENDS_WITHIN_S = 5.0
@@ -22,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     from musetalk_agent.dataset import command as dataset
     from musetalk_agent.judge import command as judge
     from musetalk_agent.measure import measure_sync, profile
+    from musetalk_agent.protocol.http import VERSION
     from musetalk_agent.renders import render_command, restore_command, worker_command
     from musetalk_agent.tools import build_engine, convert_weights, doctor, fetch_models, monitor, prepare
 
@@ -139,8 +138,12 @@ def _limit_blas() -> None:
 def main() -> int:
     """Entry point of `musetalk-agent`; returns the exit code."""
     _limit_blas()
-    args = parser().parse_args()
-    code: int = args.run(args)
+    try:
+        args = parser().parse_args()
+        code: int = args.run(args)
+    except KeyboardInterrupt:  # while modules are loaded, for one; commands that leave something say so themselves
+        print("musetalk-agent: interrupted.", file=sys.stderr)
+        code = 130
     return _leave(code)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from musetalk_agent.avatars.face import FaceNet
 from musetalk_agent.dataset.face_clip import FaceClip
-from musetalk_agent.dataset.source_film import FPS, ClipWriter, begins_at, frames_at_25
+from musetalk_agent.dataset.source_film import FPS, ClipWriter, begins_at, frames_at_25, stated_seconds
 from musetalk_agent.measure.lip_measures import VideoUnreadable
 from musetalk_agent.media_types import FEATURE_RATE, Pcm, Pixels
 from musetalk_agent.tools.audio_file import AudioFile, AudioUnreadable, mono
@@ -149,6 +149,7 @@ class DatasetMaker:
         record.clips, record.left_out, record.broken = [], {}, None
         size = self._settings.clip_s
         try:
+            stated_seconds(film)  # what is no film is not called a sound that cannot be read
             voice = _voice(film)
             frames = _counted(frames_at_25(film), progress)
             for number, first in enumerate(frames):

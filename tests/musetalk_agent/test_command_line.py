@@ -57,6 +57,23 @@ def test_the_overview_names_every_command_and_the_version_is_the_package_s(capsy
             assert "usage: musetalk-agent" in told.err
 
 
+@pytest.mark.parametrize("where", ["parser", "command"])
+def test_an_interrupt_at_any_time_ends_with_130_and_no_traceback(
+    where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> argparse.ArgumentParser:
+        raise KeyboardInterrupt
+
+    class Commands:
+        def parse_args(self) -> SimpleNamespace:
+            return SimpleNamespace(run=interrupted)
+
+    monkeypatch.setattr(command_line, "parser", interrupted if where == "parser" else Commands)
+    monkeypatch.setattr(command_line, "_leave", lambda code: code)
+    assert command_line.main() == 130
+    assert capsys.readouterr().err == "musetalk-agent: interrupted.\n"
+
+
 def serve(*argv: str) -> int:
     """`musetalk-agent serve` in this process."""
     args = command_line.parser().parse_args(["serve", *argv])

@@ -143,7 +143,10 @@ def test_the_command_names_what_is_broken_and_says_what_it_cannot_use(
     assert run(str(films), "-o", out, "--clip-seconds", "1", "--least-face", "60") == 0
     told = capsys.readouterr()
     assert "4 clips of 6 films; 3 clips left out, 2 films broken" in told.out
-    assert "! broken.mp4 is broken: " in told.err and "! clip001_lost is left out: frame" in told.err
+    assert (
+        "broken.mp4 is no film that can be read, or it is damaged." in told.err
+        and "! clip001_lost is left out: frame" in told.err
+    )
     for argv, sentence in (
         ((str(films), "-o", out, "--validation", "2"), "--validation 2 is not within 0 … 1."),
         ((str(films), "-o", out, "--clip-seconds", "31"), "--clip-seconds 31 is not within 1 … 30"),
