@@ -110,18 +110,21 @@ class HeadMotion:
         self._shares = [(1 - math.cos(2 * math.pi * (k + 0.5) / count)) / count for k in range(count)]
         self._spoken: dict[int, float] = {}
         self._stressed: list[int] = []
+        self._known: tuple[int, Pose] | None = None  # asked for last: an idle frame's is asked for four times
 
     def speak(self, position: int, stress: float = 0.0) -> None:
         """Somebody speaks at this position. `stress` is 0 … 1, above 0 where a stressed syllable begins.
 
         Positions may come in any order, but before their own pose is asked for.
         """
+        self._known = None
         if self._spoken.get(position, 0.0) <= 0.0 < stress:
             self._stressed.insert(bisect_left(self._stressed, position), position)
         self._spoken[position] = stress
 
     def drop_after(self, position: int) -> None:
         """What was to be spoken after this position is not spoken after all (a clear)."""
+        self._known = None
         self._spoken = {at: stress for at, stress in self._spoken.items() if at <= position}
         self._stressed = [at for at in self._stressed if at <= position]
 
@@ -134,6 +137,11 @@ class HeadMotion:
 
     def pose(self, position: int) -> Pose:
         """The pose at `position` (≥ 0). It goes on smoothly whether one speaks or not, but for the eyes, which jump as eyes do."""
+        if self._known is None or self._known[0] != position:
+            self._known = position, self._posed(position)
+        return self._known[1]
+
+    def _posed(self, position: int) -> Pose:
         seconds = position / self._fps
         lively = _QUIET + (1 - _QUIET) * self._speech(position)
         moved = self._drift.at(seconds) + lively * self._lively.at(seconds)

@@ -71,8 +71,10 @@ class IdleFrames(Generic[F]):
 
     def prepare(self) -> None:
         """Starts making the next idle frame, unless it is ready or another one is being made. Call it on the event loop."""
+        if not self._watched():
+            return
         look = self._timeline.at(self._cursor.next_idle())
-        if look == self._shown[0] or not self._watched():
+        if look == self._shown[0]:
             return
         if self._next is not None and (self._next[0] == look or not self._next[1].done()):
             return
@@ -89,13 +91,14 @@ class IdleFrames(Generic[F]):
 
         Raises what making the frame raised.
         """
-        look = self._timeline.at(self._cursor.next_idle())
-        if look != self._shown[0] and self._watched():
-            if self._next is None or self._next[0] != look or not self._next[1].done():
-                self.late += 1
-                self.prepare()
-                return None
-            self._shown = look, self._next[1].result()
+        if self._watched():
+            look = self._timeline.at(self._cursor.next_idle())
+            if look != self._shown[0]:
+                if self._next is None or self._next[0] != look or not self._next[1].done():
+                    self.late += 1
+                    self.prepare()
+                    return None
+                self._shown = look, self._next[1].result()
         self._cursor.idle()
         self._timeline.forget(self._cursor.shown)
         self.prepare()
