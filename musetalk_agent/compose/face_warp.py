@@ -8,6 +8,7 @@ out; what is far from it, and the picture's border there, stands still.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -129,15 +130,15 @@ class FaceWarp:
         width, height = self._size
         planes, before = np.array(frame.i420).reshape(-1), frame.i420.reshape(-1)
         luma, quarter = width * height, width * height // 4
-        self._move(self._enlarged(frame.i420, drawn), planes[:luma].reshape(height, width), source, fine=True)
+        enlarged = self._enlarged(frame.i420, drawn)
+        self._move([(enlarged, planes[:luma].reshape(height, width))], source, fine=True)
         halved = (source - np.float32(0.5)) * np.float32(0.5)
-        for start in (luma, luma + quarter):
-            old, new = (flat[start : start + quarter].reshape(height // 2, width // 2) for flat in (before, planes))
-            self._move(old, new, halved, half=True)
+        chroma = [flat[luma : luma + 2 * quarter].reshape(2, height // 2, width // 2) for flat in (before, planes)]
+        self._move(zip(*chroma, strict=True), halved, half=True)
         alpha = frame.alpha
         if alpha is not None:
             alpha = np.array(alpha)
-            self._move(np.asarray(frame.alpha), alpha, source)
+            self._move([(np.asarray(frame.alpha), alpha)], source)
         return replace(frame, i420=planes, alpha=alpha)
 
     def mesh(self, pose: Pose) -> Points:
@@ -145,25 +146,27 @@ class FaceWarp:
         points, fields = self._mesh
         return np.asarray(points + _sum(fields, pose), np.float32)
 
-    def _move(self, before: Pixels, after: Pixels, source: Field, *, half: bool = False, fine: bool = False) -> None:
-        """Fills the box of a plane.
+    def _move(
+        self, planes: Iterable[tuple[Pixels, Pixels]], source: Field, *, half: bool = False, fine: bool = False
+    ) -> None:
+        """Fills the box of planes that move alike.
 
         Args:
-            before: the box alone where it is `fine`, else the whole plane, `half` of the luma's size or as large.
-            source: where the nodes come from, float32 `[2, rows, columns]` in pixels of `after`.
+            planes: before and after. Before is the box alone where it is `fine`, else the whole plane; after is the whole plane,
+                `half` of the luma's size or as large.
+            source: where the nodes come from, float32 `[2, rows, columns]` in pixels of the plane after.
         """
         left, top, right, bottom = (at // 2 for at in self._box) if half else self._box
         step = self._step // 2 if half else self._step
         source = source - np.array([[[left]], [[top]]], np.float32)
         if fine:
             source = source * np.float32(2) + np.float32(0.5)
-        else:
-            before = before[top:bottom, left:right]
         rows, columns = source.shape[1:]
         whole = (cv2.resize(each, (columns * step, rows * step)) for each in source)
         across, down = (each[step : step + bottom - top, step : step + right - left] for each in whole)
-        moved = cv2.remap(before, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-        after[top:bottom, left:right] = moved
+        for before, after in planes:
+            part = before if fine else before[top:bottom, left:right]
+            cv2.remap(part, across, down, cv2.INTER_LINEAR, after[top:bottom, left:right], cv2.BORDER_REFLECT_101)
 
     def _enlarged(self, planes: Pixels, drawn: tuple[Pixels, Box] | None) -> Pixels:
         """The luma within the box, enlarged twice: sampled linearly that is as sharp as cubic sampling, in half the time."""
