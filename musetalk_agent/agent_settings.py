@@ -38,7 +38,7 @@ class AgentSettings(BaseSettings):
     musetalk_precision: Literal["float16", "bfloat16", "float32"] | None = None
     musetalk_lookahead_ms: int = Field(default=80, ge=0, le=200)
     musetalk_bbox_shift: int = Field(default=0, ge=-50, le=50)
-    musetalk_restore: Literal["off", "live"] = "off"
+    musetalk_restore: Literal["off", "asked", "live"] = "off"
     musetalk_fuse: Literal["auto", "triton", "compile", "off"] = "auto"
     kernels_dir: Path = CACHE / "kernels"
     allow_private_urls: bool = False

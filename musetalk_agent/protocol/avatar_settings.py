@@ -27,6 +27,8 @@ class AvatarSettings(BaseModel):
         smoothing: how much of the trembling between frames is taken out.
         blend: how the mouth's picture is joined to the frame around it.
         sharpen: 0 … 1; how much of the missing detail is given back from the clip's own frames.
+        restore: whether a network of restoration makes the face that speaks sharp, where the agent has one loaded and time for it
+            (`MUSETALK_RESTORE`); None leaves it to the agent.
         background: what is behind the person: `keep` (the clip as it is), `blur`, `#rrggbb`, `image:` and an address, or
             `transparent`. All but `keep` need a matte, which the preparation makes.
         mood: how the face of a still picture is set, a little: `warm` with a hint of a smile, `serious` with lower brows. Clips
@@ -41,6 +43,7 @@ class AvatarSettings(BaseModel):
     smoothing: Smoothing = "light"
     blend: Blend = "feather"
     sharpen: float = Field(default=0.0, ge=0.0, le=1.0, allow_inf_nan=False)
+    restore: bool | None = None
     background: Background = "keep"
     mood: Mood = "neutral"
 

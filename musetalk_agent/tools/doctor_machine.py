@@ -145,7 +145,7 @@ def check_weights(machine: DoctorMachine, *, needed: bool) -> Iterator[Check]:
     if profile == "fast" and find(store.directory, "taesd", None) is None:
         found = f"the profile fast needs TAESD, which is not in {store.directory}"
         yield Check("weights of fast", found, "musetalk-agent fetch-models fast", needed=needed)
-    if machine.settings.musetalk_restore == "live":
+    if machine.settings.musetalk_restore != "off":
         yield _restore(store)
     half = _HALVES.get(machine.settings.musetalk_precision)
     slow = [part for part in CONVERTED if (file := find(store.directory, part, half)) and file.half != half]

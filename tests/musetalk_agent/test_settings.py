@@ -38,6 +38,7 @@ def test_the_defaults_are_those_of_the_documentation(monkeypatch: pytest.MonkeyP
         ("MUSETALK_LOOKAHEAD_MS", "200", "musetalk_lookahead_ms", 200),
         ("MUSETALK_BBOX_SHIFT", "-50", "musetalk_bbox_shift", -50),
         ("MUSETALK_RESTORE", "live", "musetalk_restore", "live"),
+        ("MUSETALK_RESTORE", "asked", "musetalk_restore", "asked"),
         ("MUSETALK_PRECISION", "bfloat16", "musetalk_precision", "bfloat16"),
         ("ALLOW_PRIVATE_URLS", "1", "allow_private_urls", True),
         ("LOG_LEVEL", "debug", "log_level", "debug"),

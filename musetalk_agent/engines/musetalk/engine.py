@@ -123,7 +123,7 @@ class MuseTalkEngine:
             self._runner = self._run_by(self.network, self.card)
             self.card.synchronize()  # weights were converted on another stream than the frames'
         self.pace, self._slowdown = Throughput(), Slowdown()
-        self._restoration = live_restoration(models_dir) if self.options.restore == "live" else None
+        self._restoration = None if self.options.restore == "off" else live_restoration(models_dir)
         self.forward_note: str | None = None  # why no other forward than the plain one was tried
         self.unfit_faces, self._closed = 0, False
         wide = torch.bfloat16 if convolves_bfloat16(self.options.device) else torch.float32
@@ -174,7 +174,8 @@ class MuseTalkEngine:
 
         session = MuseTalkSession(self._avatars, folder, avatar, self._rest, mouth, talks=talking, settings=settings)
         session.picture = MouthPicture(avatar.artefacts, bundle, settings)
-        if self._restoration is not None and self._restoration.take(bundle.fps):
+        wanted = self.options.restore == "live" if settings.restore is None else settings.restore
+        if wanted and self._restoration is not None and self._restoration.take(bundle.fps):
             session.picture.restoration = self._restoration
             session.ended = partial(self._restoration.give_back, bundle.fps)
         return session

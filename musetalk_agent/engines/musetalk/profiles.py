@@ -74,7 +74,8 @@ class Options:
         precision: of weights and activations; None for float16 on a card, float32 on the processor.
         lookahead_ms: audio past a frame's end that its feature waits for, 0 … 200.
         bbox_shift: upstream's, pixels of the frame; moves the line between upper and lower face.
-        restore: `live` restores the faces that sessions speak with, where there are weights and time (`live_restoration`).
+        restore: `live` restores the faces that sessions speak with, where there are weights and time (`live_restoration`), `asked`
+            those of sessions that ask for it, `off` none.
         buckets: batch sizes, ascending; None for those of the device.
         fuse: the forward: `triton`, `compile` (minutes at the first start on a machine, its cache then helps), `off`, or `auto`,
             which times them on a card (`forwards.chosen`) and is `off` on the processor.
@@ -86,7 +87,7 @@ class Options:
     precision: Literal["float16", "bfloat16", "float32"] | None = None
     lookahead_ms: int = 80
     bbox_shift: int = 0
-    restore: Literal["off", "live"] = "off"
+    restore: Literal["off", "asked", "live"] = "off"
     buckets: tuple[int, ...] | None = None
     fuse: Fuse = "auto"
     kernels_dir: Path | None = None

@@ -20,6 +20,7 @@ SETTINGS = {
     "smoothing": "strong",
     "blend": "poisson",
     "sharpen": 0.5,
+    "restore": True,
     "background": "#00ff00",
 }
 
@@ -52,6 +53,7 @@ async def test_a_field_left_out_has_its_default(running: Stage) -> None:
         ("sharpen", 1.01),
         ("sharpen", -0.1),
         ("sharpness", 1),
+        ("restore", "film"),
         ("background", "green"),
         ("background", "image:file:///a.png"),
     ],

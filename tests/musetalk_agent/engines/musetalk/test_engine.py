@@ -252,6 +252,11 @@ def test_sessions_take_a_place_for_restoration_and_give_it_back_once(
     assert [picture is not None and picture.restoration is not None for picture in later] == [True, False]
     assert made.stats()["restoration"] == {"ms": 9.0, "busy": 0.45, "note": None}
     made.close()
+    asked = MuseTalkEngine(models, replace(OPTIONS, restore="asked"))
+    for restore, place in ((None, False), (False, False), (True, True)):
+        picture = asked.open(bundle, AvatarSettings(restore=restore)).picture
+        assert picture is not None and (picture.restoration is not None) is place
+    asked.close()
     assert "restoration" not in MuseTalkEngine(models, OPTIONS).stats()
 
 
