@@ -48,8 +48,8 @@ class EarlyRecognition:
         self.cancel()
         self._inside, self._wanted, self._quiet_s = True, wanted, 0.0
 
-    def take(self, event: VADEvent) -> None:
-        """One window of the detector."""
+    def take(self, event: VADEvent) -> asyncio.Task[stt.SpeechEvent | None] | None:
+        """One window of the detector. Returns the recognition that it begins; None for most."""
         window = event.frames[0]
         self._windows.append(window)
         self._kept_s += window.duration
@@ -58,15 +58,17 @@ class EarlyRecognition:
             self._kept_s -= self._windows.popleft().duration
             self._wanted = False  # its beginning is lost
         if not self._inside:
-            return
+            return None
         if event.probability > SPEECH:
             self._quiet_s = 0.0
             self.cancel()
-            return
+            return None
         self._quiet_s += window.duration
         if self._wanted and self.task is None and self._quiet_s >= PAUSE_S - 1e-9:
             recording = [*self._windows, _silence(window)]
             self.task = asyncio.create_task(_of(self._recognise(recording)), name="early-recognition")
+            return self.task
+        return None
 
     def end(self) -> asyncio.Task[stt.SpeechEvent | None] | None:
         """Speech is over. The recognition of all of it, which is the caller's now; None where there is none."""

@@ -33,7 +33,10 @@ def event(kind, probability=0.0):
 class Detector:  # windows of one letter each: s speech, . silence, < start, > end; at _ recognitions get their answers
     def __init__(self, script, answered):
         self.script, self.answered = script, answered
+    def __aiter__(self):
+        return self
     async def __anext__(self):
+        for _ in range(5): await asyncio.sleep(0)  # windows come one after the other
         while self.script:
             letter = self.script.pop(0)
             if letter in "<>":
