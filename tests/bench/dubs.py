@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import shutil
 import tempfile
 import time
@@ -34,6 +33,7 @@ from musetalk_agent.renders.dub.footage import Footage, FootageFrame, footage_li
 from musetalk_agent.renders.dub.footage_scan import FootageScan
 from musetalk_agent.renders.render_job import RenderJobs
 from tests.bench.dub_footage import FPS, RATE, SIZE, Clip, Shot, read_clip, write
+from tests.bench.figures import Figure
 
 _NOTICED = 25
 """Changed pixels of luma from which on a mouth counts as changed."""
@@ -121,6 +121,31 @@ def figures(shots: list[Shot], seen: Comparison, speaks: np.ndarray, look: Foota
     }
 
 
+def judged(shape: str, found: dict[str, Any], took: float) -> list[Figure]:
+    """The figures beside their bars."""
+    return [
+        Figure(f"dub: {shape}: cuts not found", found["cuts_missed"], f"of {found['cuts_made']}", 0),
+        Figure("dub: cuts found that are none", found["cuts_found"] - found["cuts_made"] + found["cuts_missed"], "", 0),
+        Figure(
+            "dub: frames that must be untouched and are not, before encoding",
+            found["of_them_changed"],
+            f"of {found['frames_that_must_be_untouched']}",
+            0,
+        ),
+        Figure(
+            "dub: speaking frames in which the right face alone is changed",
+            100 * found["right_person_share"],
+            "%",
+            95,
+            at_least=True,
+            note=f"{found['speaking_frames']} frames; the other face changed in {found['frames_with_the_other_changed_too']}",
+        ),
+        Figure("dub: frames without a face that are changed", found["frames_changed_without_a_face"], "", 0),
+        Figure("dub: widest change", found["widest_change_px"], "px"),
+        Figure("dub: it took", took, "s"),
+    ]
+
+
 async def dub(
     footage: Path, voice: np.ndarray, root: Path, out: Path | None
 ) -> tuple[Comparison, FootageScan, float, str]:
@@ -194,17 +219,9 @@ def main() -> None:
         voice = voice_of(people, frames / FPS)
         compared, look, took, engine = asyncio.run(dub(root / "footage.mp4", voice, root, args.out))
         found = figures(shots, compared, speaks_at(voice, frames), look)
-        print(
-            json.dumps(
-                {
-                    "people": f"{args.one} {args.other}",
-                    "engine": engine,
-                    "size": SIZE,
-                    **found,
-                    "seconds": round(took, 1),
-                }
-            )
-        )
+        shape = f"{args.one} {args.other}, {engine}, {SIZE[0]}×{SIZE[1]}, {frames / FPS:.0f} s"
+        for figure in judged(shape, found, took):
+            print(figure.line(), flush=True)
         if args.out is not None:
             shutil.copy(root / "footage.mp4", args.out / "footage.mp4")
             rows = [np.hstack(compared.sheet[k : k + 3]) for k in range(0, len(compared.sheet) - 2, 3)]
