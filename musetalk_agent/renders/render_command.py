@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--transcript",
         type=Path,
         metavar="TEXT",
-        help="what the sound says; the film gets captions beside it (.srt, .vtt)",
+        help="what the sound says: captions beside the film (.srt, .vtt), and lips that meet where they must",
     )
     parser.add_argument("--burn-captions", action="store_true", help="with --transcript: they are in the picture, too")
     parser.add_argument(
