@@ -102,6 +102,7 @@ class LiveKitPublisher:
         self._publications: list[rtc.LocalTrackPublication] = []
         self._lost: Lost | None = None
         self._closing = False
+        self._pauses = False  # the server has let the encoder rest since it connected: it encodes for a subscriber only
         self._captions = CaptionWriter(self._room, self._audio_sid)
         self._tasks: list[asyncio.Task[None]] = []
         self._connecting: asyncio.Task[None] | None = None
@@ -295,7 +296,7 @@ class LiveKitPublisher:
         self.state.reconnecting = True
 
     def _on_reconnected(self) -> None:
-        self.state.reconnecting = False
+        self.state.reconnecting, self._pauses = False, False
         self._describe_tracks()
 
     def _on_disconnected(self, reason: int) -> None:
@@ -326,6 +327,11 @@ class LiveKitPublisher:
             if reading is not None:
                 self.reading = reading
                 self._note_watched(reading.encodes)
+                self._pauses = self._pauses or not reading.encodes
+                if self._pauses and reading.encodes and self.state.viewers:
+                    self.state.subscribed = (
+                        True  # the SDK's event comes once a track, and may come before a viewer's leave
+                    )
                 self._acknowledge(reading)
             if self._on_reading is not None:
                 self._on_reading()
