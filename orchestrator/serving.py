@@ -15,6 +15,9 @@ from musetalk_agent.protocol.http_server import TimedHttp
 from orchestrator.settings import Settings
 
 SHUTDOWN_S = 5
+KEEP_ALIVE_S = 75
+"""How long an idle connection is kept: longer than clients and proxies do (httpx 5 s, aiohttp 15 s, nginx 60 s). The server must
+not close first, or a request that is on its way fails. uvicorn's 5 s are httpx's, too."""
 _WS_MESSAGE_FACTOR = 4
 """The WebSocket library cuts the connection at this multiple of our limit; below it the sender gets an error with a code."""
 _log = logging.getLogger(__name__)
@@ -39,6 +42,7 @@ def server_config(app: FastAPI, settings: Settings, *, host: str, port: int) -> 
         ws_ping_timeout=None,
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=SHUTDOWN_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
         server_header=False,
     )
 

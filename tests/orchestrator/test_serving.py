@@ -85,3 +85,4 @@ def test_how_it_is_served() -> None:
     assert config.ws_max_size == 8000, "a message over the limit is answered with a code before the library cuts"
     assert config.ws_ping_timeout is None and config.ws_per_message_deflate is False
     assert config.server_header is False
+    assert config.timeout_keep_alive > 60, "the client or a proxy closes first: else a request may be on its way"
