@@ -89,7 +89,7 @@ class FaceRestorer:
         available = runtime.get_available_providers()
         providers = [name for name in (_CARD, "CPUExecutionProvider") if name in available]
         options = runtime.SessionOptions()
-        options.log_severity_level = 3  # a card that is not there is told by `on_card`
+        options.log_severity_level = 3  # a card that is not there shows in `on_card`
         try:
             self._session: Any = runtime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # onnxruntime's errors have no public base of their own

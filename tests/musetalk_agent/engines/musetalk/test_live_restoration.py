@@ -20,7 +20,7 @@ from tests.musetalk_agent.engines.musetalk.faces import bundle_of, moved
 
 
 class Restorer:
-    """Adds ten levels; takes as long as it is told, by a clock that only it moves."""
+    """Adds ten levels; takes as long as `seconds` says, by a clock that only it moves."""
 
     def __init__(self, seconds: float) -> None:
         self.takes, self.now, self.seen = seconds, 0.0, list[tuple[Pixels, np.ndarray]]()
