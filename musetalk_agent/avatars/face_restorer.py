@@ -92,7 +92,7 @@ class FaceRestorer:
         options.log_severity_level = 3  # a card that is not there shows in `on_card`
         try:
             self._session: Any = runtime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # onnxruntime's errors have no public base of their own
+        except Exception as error:  # onnxruntime's errors have no public base: each becomes one with our code
             raise WeightsInvalid(f"{path} is no network that onnxruntime reads: {str(error)[:200]}") from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         shapes = [list(one.shape[1:]) for one in (*inputs, *outputs)]

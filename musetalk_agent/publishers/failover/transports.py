@@ -193,7 +193,7 @@ class TransportManager:
 
     @property
     def watched(self) -> bool:
-        """False where the room is the only way out and its video has no subscriber; True in doubt."""
+        """False when the room is the only transport and its video has no subscriber. True when that is not known."""
         if self.room is None or self.stream is not None or self.whip is not None:
             return True
         return self.room.state.watched or self.room.state.reconnecting

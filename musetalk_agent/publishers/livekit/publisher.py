@@ -177,7 +177,7 @@ class LiveKitPublisher:
 
     def push_video(self, frame: VideoFrame, due: float | None = None) -> None:
         """Copies the planes into the SDK (0.06 ms at 720p)."""
-        if self._camera is not None and self._camera.push(frame, due):
+        if self._camera is not None and self._camera.push(frame, due, watched=self.state.watched):
             self.state.published_frames += 1
 
     def push_caption(self, caption: Caption) -> None:
@@ -285,12 +285,7 @@ class LiveKitPublisher:
     def _on_subscribed(self, track: rtc.Track) -> None:
         self.state.subscribed = True
         if track.kind == rtc.TrackKind.KIND_VIDEO:
-            self._note_watched(True)  # before the statistics say so
-
-    def _note_watched(self, watched: bool) -> None:
-        self.state.watched = watched
-        if self._camera is not None:
-            self._camera.watched = watched
+            self.state.watched = True  # before the statistics say so
 
     def _on_reconnecting(self) -> None:
         self.state.reconnecting = True
@@ -326,7 +321,7 @@ class LiveKitPublisher:
             self.liveness.note(reading, self._clock.now(), time.time() * 1000)
             if reading is not None:
                 self.reading = reading
-                self._note_watched(reading.encodes)
+                self.state.watched = reading.encodes
                 self._pauses = self._pauses or not reading.encodes
                 if self._pauses and reading.encodes and self.state.viewers:
                     self.state.subscribed = (

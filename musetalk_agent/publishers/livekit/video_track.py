@@ -25,8 +25,7 @@ _CODECS = {VideoCodec.VP8: rtc.VideoCodec.VP8, VideoCodec.H264: rtc.VideoCodec.H
 class LiveKitVideoSource:
     """A video source that shows `first` from the start.
 
-    `scale` (0 … 1] is the size of what is published by that of what is pushed; only every `fps_divisor`-th frame goes. While it is
-    not `watched` five frames a second go.
+    `scale` (0 … 1] is the size of what is published by that of what is pushed; only every `fps_divisor`-th frame goes.
 
     Frames carry the time at which they were due. The SDK drops what follows the frame before too closely, by that time; by the time
     of the call it dropped one in twelve of a process that was late (docs/reference/performance.md, "Codecs and pacing").
@@ -36,19 +35,19 @@ class LiveKitVideoSource:
         self.source = rtc.VideoSource(first.width, first.height)
         self.scale = 1.0
         self.fps_divisor = 1
-        self.watched = True
         self._count = 0
         self._shown_at = -math.inf
         self._scratch: Pixels | None = None
         self.push(first)
 
-    def push(self, frame: VideoFrame, due: float | None = None) -> bool:
-        """Whether the frame was shown, and not left out. `due`: monotonic seconds; None for now."""
+    def push(self, frame: VideoFrame, due: float | None = None, *, watched: bool = True) -> bool:
+        """Whether the frame was shown, and not left out. `due`: monotonic seconds; None for now. Of frames that are not `watched`
+        five a second are shown."""
         self._count += 1
         if self._count % self.fps_divisor:
             return False
         at = time.monotonic() if due is None else due
-        if not self.watched and at - self._shown_at < _UNWATCHED_S:
+        if not watched and at - self._shown_at < _UNWATCHED_S:
             return False
         self._shown_at = at
         frame = frame if self.scale == 1.0 else smaller(frame, self.scale)

@@ -30,7 +30,7 @@ class InlineEventLoop(asyncio.SelectorEventLoop):
     back, which is longer than 32 ms on two full cores: the detector then hears later with each second.
     """
 
-    def run_in_executor(  # type: ignore[override]  # as asyncio's own, whose types differ between its versions
+    def run_in_executor(  # type: ignore[override]  # typeshed's has TypeVarTuple, which hides that it is the same
         self, executor: Executor | None, func: Callable[..., T], *args: Any
     ) -> asyncio.Future[T]:
         """As asyncio's."""

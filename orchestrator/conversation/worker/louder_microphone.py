@@ -9,7 +9,7 @@ from livekit.agents.voice.io import AudioInput
 from orchestrator.conversation.worker.speech_gain import SpeechGain
 
 
-class LouderMicrophone(AudioInput):  # type: ignore[misc]  # its types are in the environment of livekit-agents
+class LouderMicrophone(AudioInput):  # type: ignore[misc]  # livekit-agents lies in another environment, so that its base is Any here
     """Hands audio on through `SpeechGain`.
 
     Args:

@@ -71,7 +71,8 @@ class RoomAgent(Agent):  # type: ignore[misc]  # livekit-agents lives in an envi
     async def _recognised(self, recogniser: stt.STT, stream: VADStream) -> AsyncGenerator[stt.SpeechEvent, None]:
         """What was said in each stretch of speech. Its words come early where that is wanted, and again when it is over."""
         early = EarlyRecognition(partial(self._recognise, recogniser))
-        # Both in one queue: on full cores two tasks for each window of the detector, 32 ms, take longer than the window.
+        # Both in one queue: on full cores two tasks for each window of the detector, 32 ms, take longer than the window. It holds
+        # what comes while a recogniser is awaited, whose time is bounded.
         news: asyncio.Queue[VADEvent | asyncio.Task[stt.SpeechEvent | None] | None] = asyncio.Queue()
 
         async def follow() -> None:

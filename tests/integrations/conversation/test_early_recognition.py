@@ -21,6 +21,7 @@ from livekit import rtc
 from livekit.agents import APIConnectionError, stt
 from livekit.agents.stt import SpeechEventType
 from livekit.agents.vad import VADEvent, VADEventType as T
+from orchestrator.conversation.worker import room_agent
 from orchestrator.conversation.worker.room_agent import RoomAgent
 
 WINDOW = 512
@@ -30,15 +31,34 @@ def event(kind, probability=0.0):
     return VADEvent(type=kind, samples_index=0, timestamp=0, silence_duration=0.25, speech_duration=1, frames=[window] * 9,
                     probability=probability)
 
+TAKEN = asyncio.Event()
+
+class Early(room_agent.EarlyRecognition):
+    def start(self, wanted):
+        super().start(wanted)
+        TAKEN.set()
+    def take(self, event):
+        begun = super().take(event)
+        TAKEN.set()
+        return begun
+    def end(self):
+        TAKEN.set()
+        return super().end()
+
+room_agent.EarlyRecognition = Early
+
 class Detector:  # windows of one letter each: s speech, . silence, < start, > end; at _ recognitions get their answers
     def __init__(self, script, answered):
         self.script, self.answered = script, answered
+        TAKEN.set()
     def __aiter__(self):
         return self
     async def __anext__(self):
-        for _ in range(5): await asyncio.sleep(0)  # windows come one after the other
+        await TAKEN.wait()  # the window before: they come one after the other
         while self.script:
             letter = self.script.pop(0)
+            if letter != "_":
+                TAKEN.clear()
             if letter in "<>":
                 return event(T.START_OF_SPEECH if letter == "<" else T.END_OF_SPEECH)
             if letter in "s.":

@@ -120,16 +120,16 @@ def test_numbers_that_are_none_and_levels_beyond_white_do_not_get_into_the_pictu
 
 
 def test_without_the_weights_the_error_names_the_command_that_fetches_them(tmp_path: Path) -> None:
-    with pytest.raises(WeightsMissing, match="fetch-models restore") as told:
+    with pytest.raises(WeightsMissing, match="fetch-models restore") as caught:
         FaceRestorer(store(tmp_path))
-    assert told.value.code is ErrorCode.WEIGHTS_MISSING
+    assert caught.value.code is ErrorCode.WEIGHTS_MISSING
 
 
 def test_another_file_than_such_a_network_is_told_by_its_path(tmp_path: Path) -> None:
     path = write_restorer(tmp_path, side=256)
-    with pytest.raises(WeightsInvalid, match="one face of 3×512×512") as told:
+    with pytest.raises(WeightsInvalid, match="one face of 3×512×512") as caught:
         FaceRestorer(store(tmp_path))
-    assert told.value.code is ErrorCode.WEIGHTS_INVALID
+    assert caught.value.code is ErrorCode.WEIGHTS_INVALID
     path.write_bytes(b"no network")
     with pytest.raises(WeightsInvalid, match="no network that onnxruntime reads"):
         FaceRestorer(store(tmp_path))
@@ -148,6 +148,6 @@ def test_without_onnxruntime_the_error_names_the_extra(tmp_path: Path, monkeypat
         raise ImportError(name=name)
 
     monkeypatch.setattr(face_restorer, "importlib", SimpleNamespace(import_module=absent))
-    with pytest.raises(EngineUnavailable, match=r"\[restore\]") as told:
+    with pytest.raises(EngineUnavailable, match=r"\[restore\]") as caught:
         FaceRestorer(store(tmp_path))
-    assert told.value.code is ErrorCode.ENGINE_UNAVAILABLE
+    assert caught.value.code is ErrorCode.ENGINE_UNAVAILABLE

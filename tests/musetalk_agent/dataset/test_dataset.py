@@ -63,8 +63,8 @@ def test_clips_lists_and_meta_are_what_the_trainer_reads(films: Path, judge: Jud
         "clip001_one_two.json",
     ]
     assert train and validation and not {n.split("_", 1)[1] for n in train} & {n.split("_", 1)[1] for n in validation}
-    told = (out / "left_out.txt").read_text()
-    assert all(name in told for name in ("clip001_lost\t", "clip000_soft\t", "broken.mp4\t", "mute.mp4\t"))
+    left_out = (out / "left_out.txt").read_text()
+    assert all(name in left_out for name in ("clip001_lost\t", "clip000_soft\t", "broken.mp4\t", "mute.mp4\t"))
     for name in train + validation:
         meta = json.loads((out / "meta" / name).read_text())
         pictures = [picture for _, picture in video_frames(Path(meta["mp4_path"]))]
@@ -141,11 +141,11 @@ def test_the_command_names_what_is_broken_and_says_what_it_cannot_use(
 
     out = str(tmp_path / "out")
     assert run(str(films), "-o", out, "--clip-seconds", "1", "--least-face", "60") == 0
-    told = capsys.readouterr()
-    assert "4 clips of 6 films; 3 clips left out, 2 films broken" in told.out
+    printed = capsys.readouterr()
+    assert "4 clips of 6 films; 3 clips left out, 2 films broken" in printed.out
     assert (
-        "broken.mp4 is no film that can be read, or it is damaged." in told.err
-        and "! clip001_lost is left out: frame" in told.err
+        "broken.mp4 is no film that can be read, or it is damaged." in printed.err
+        and "! clip001_lost is left out: frame" in printed.err
     )
     for argv, sentence in (
         ((str(films), "-o", out, "--validation", "2"), "--validation 2 is not within 0 … 1."),

@@ -92,10 +92,8 @@ async def test_a_camera_that_is_not_watched_shows_five_pictures_a_second_and_at_
     monkeypatch.setattr(publisher.rtc, "VideoSource", Source)
     made = LiveKitVideoSource(picture(10, 64))
     began = time.monotonic() + 60
-    made.watched = False
-    shown = [n for n in range(50) if made.push(picture(20, 64), began + 0.04 * n + 1e-6)]
+    shown = [n for n in range(50) if made.push(picture(20, 64), began + 0.04 * n + 1e-6, watched=False)]
     assert shown == list(range(0, 50, 5))
-    made.watched = True
     assert made.push(picture(30, 64), began + 1.84), "45 was the last one"
 
 

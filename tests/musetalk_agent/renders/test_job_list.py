@@ -41,8 +41,8 @@ def test_a_list_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     small = "avatar: x, engine: pattern, width: 64, height: 64"
     path = jobs(tmp_path, f"audio: in.wav, output: a.mp4, {small}", f"audio: in.wav, output: b.zip, {small}")
     assert run(str(path), "--engine", "pattern", "--workers", "1") == 0
-    told = capsys.readouterr().out
-    assert "a.mp4: 2.00 s" in told and "b.zip: 2.00 s" in told
+    printed = capsys.readouterr().out
+    assert "a.mp4: 2.00 s" in printed and "b.zip: 2.00 s" in printed
     assert frames(tmp_path / "a.mp4") == 50
     assert not (tmp_path / "jobs.yaml.renders").exists()
     before = (tmp_path / "a.mp4").stat().st_mtime_ns
@@ -70,9 +70,9 @@ def test_a_film_of_something_else_is_made_anew(
         (tmp_path / "a.mp4").write_text("no film")
     capsys.readouterr()
     assert run(str(path), "--engine", "pattern", "--workers", "1") == 0
-    told = capsys.readouterr().out
-    assert f"{tmp_path / 'a.mp4'}: made already" not in told
-    assert (f"{tmp_path / 'b.mp4'}: made already" in told) == (changed in ("an option", "the film itself"))
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'a.mp4'}: made already" not in printed
+    assert (f"{tmp_path / 'b.mp4'}: made already" in printed) == (changed in ("an option", "the film itself"))
     assert frames(tmp_path / "a.mp4") == {"the sound": 50, "an option": 30}.get(changed, 25)
     assert "papa" in (tmp_path / "a.srt").read_text() or changed != "the transcript"
 
@@ -98,8 +98,8 @@ def test_a_transcript_that_is_not_found_is_a_sentence_beside_the_film(
     small = "avatar: x, engine: pattern, width: 64, height: 64"
     path = jobs(tmp_path, f"audio: in.wav, output: a.mp4, transcript: said.txt, {small}")
     assert run(str(path), "--engine", "pattern", "--workers", "1") == 0
-    told = capsys.readouterr()
-    assert "a.mp4: 1.00 s" in told.out and "Latin letters" in told.err
+    printed = capsys.readouterr()
+    assert "a.mp4: 1.00 s" in printed.out and "Latin letters" in printed.err
     assert frames(tmp_path / "a.mp4") == 25 and not (tmp_path / "a.srt").exists()
 
 

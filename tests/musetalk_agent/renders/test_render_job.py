@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -144,13 +145,13 @@ async def test_a_transcript_is_looked_for_once_for_mouth_captions_and_judge(
         looked.append(text)
         return found
 
-    def decide(judge: Judge, film: Path, seen: object, **given: object) -> FilmReport:
+    def decide(judge: Judge, film: Path, seen: Any, **given: Any) -> FilmReport:
         judged.append(given["lips_meet"])
-        return real(judge, film, seen, **given)  # type: ignore[arg-type]  # as it was called
+        return real(judge, film, seen, **given)
 
-    def decided(*given: object) -> list[Feature | None]:
-        cued.append(given[5])  # type: ignore[arg-type]  # the cues
-        return features(*given)  # type: ignore[arg-type]  # as it was called
+    def decided(*given: Any) -> list[Feature | None]:
+        cued.append(given[5])
+        return features(*given)
 
     real, features = Judge.decide, talking_frames.decide
     monkeypatch.setattr(known_speech, "heard_text", heard)

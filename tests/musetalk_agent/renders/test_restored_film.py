@@ -114,8 +114,8 @@ def test_a_face_with_more_pixels_than_the_network_makes_is_left_as_it_is(
     assert cv2.imwrite(str(tmp_path / "large.png"), large)
     assert restore(tmp_path / "large.png", "-o", tmp_path / "made.png") == 0
     assert np.array_equal(cv2.imread(str(tmp_path / "made.png")), large)
-    told = capsys.readouterr()
-    assert "restored in 0 of 1 frames" in told.out and "more pixels than the network makes" in told.err
+    printed = capsys.readouterr()
+    assert "restored in 0 of 1 frames" in printed.out and "more pixels than the network makes" in printed.err
 
 
 def test_without_weights_the_code_and_the_command_that_fetches_them_are_said(
@@ -124,8 +124,8 @@ def test_without_weights_the_code_and_the_command_that_fetches_them_are_said(
     (models / RESTORER).unlink()
     given = write_film(tmp_path / "given.mp4")
     assert restore(given, "-o", tmp_path / "made.mp4") == 1
-    told = capsys.readouterr().err
-    assert told.startswith("weights_missing: ") and "fetch-models restore" in told
+    printed = capsys.readouterr().err
+    assert printed.startswith("weights_missing: ") and "fetch-models restore" in printed
     own = write_restorer(tmp_path / "own")
     assert restore(given, "-o", tmp_path / "made.mp4", "--network", own) == 0
 

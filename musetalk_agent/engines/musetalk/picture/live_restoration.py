@@ -77,7 +77,7 @@ class LiveRestoration:
         begun = self._clock()
         try:
             made = self._restorer.restored(face, mesh, STRENGTH)
-        except Exception as error:  # noqa: BLE001 - a network that fails, for whatever reason, takes no frame with it
+        except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no public base; it is logged, and the frame is shown without it
             self._end(f"the network failed: {error}")
             return face
         self._usual += (self._clock() - begun - self._usual) / AVERAGED
@@ -100,5 +100,5 @@ def live_restoration(models_dir: Path) -> LiveRestoration:
         return LiveRestoration(FaceRestorer(ModelStore(models_dir, Manifest.load())))
     except AgentError as error:
         return LiveRestoration(None, error.detail)
-    except Exception as error:  # noqa: BLE001 - runtimes raise anything, for a full card too, and the engine starts without it
+    except Exception as error:  # noqa: BLE001 - the same; the note has it, and the engine starts without
         return LiveRestoration(None, f"the network does not run: {error}")

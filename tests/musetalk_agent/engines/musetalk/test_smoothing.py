@@ -23,9 +23,9 @@ def flat(skin: tuple[int, int, int] = SKIN) -> Pixels:
     return np.full((SIDE, SIDE, 3), skin, np.uint8)
 
 
-def painted(told: Speech, faults: Faults | None = None, skin: tuple[int, int, int] = SKIN) -> list[Pixels]:
+def painted(spoken: Speech, faults: Faults | None = None, skin: tuple[int, int, int] = SKIN) -> list[Pixels]:
     painter = Painter(faults or Faults())
-    return [painter.face(flat(skin), MOUTH, opening)[TOP:] for opening in told.openings]
+    return [painter.face(flat(skin), MOUTH, opening)[TOP:] for opening in spoken.openings]
 
 
 def openings(faces: list[Pixels]) -> np.ndarray:
@@ -43,30 +43,30 @@ def shown(faces: list[Pixels], name: Smoothing) -> list[Pixels]:
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("hold", [(3, 5), (3, 9)], ids=["fast", "usual"])
 def test_trembling_is_halved_and_nothing_comes_later(name: Smoothing, seed: int, hold: tuple[int, int]) -> None:
-    told = speech(250, seed, hold)
-    before = painted(told)
+    spoken = speech(250, seed, hold)
+    before = painted(spoken)
     raw, smooth = openings(before), openings(shown(before, name))
     assert abs(40 * lag_frames(smooth, raw)) < 1  # ms at 25 frames a second
-    closed = [k for k, closure in enumerate(told.closures) if raw[closure.start : closure.stop].min() < 2]
-    kept = [smooth[told.closures[k].start : told.closures[k].stop].min() < 2 for k in closed]
+    closed = [k for k, closure in enumerate(spoken.closures) if raw[closure.start : closure.stop].min() < 2]
+    kept = [smooth[spoken.closures[k].start : spoken.closures[k].stop].min() < 2 for k in closed]
     assert len(kept) > 10 and np.mean(kept) >= 0.95
     if hold[1] > 5:
-        assert trembling(smooth, told.holds) < trembling(raw, told.holds) / 2
+        assert trembling(smooth, spoken.holds) < trembling(raw, spoken.holds) / 2
 
 
 @pytest.mark.parametrize("name", ["light", "strong"])
 def test_lips_that_are_told_from_the_skin_by_their_red_alone_tremble_as_little(name: Smoothing) -> None:
     """As those of a talker of GRID: an edge that trembles there is no movement, however little the green changes."""
-    told = speech(250)
-    before = painted(told, skin=DIM_SKIN)
+    spoken = speech(250)
+    before = painted(spoken, skin=DIM_SKIN)
     smooth = openings(shown(before, name))
-    assert trembling(smooth, told.holds) < 0.4 * trembling(openings(before), told.holds)
+    assert trembling(smooth, spoken.holds) < 0.4 * trembling(openings(before), spoken.holds)
 
 
 def test_strong_takes_out_more_than_light() -> None:
-    told = speech(250)
-    before = painted(told)
-    light, strong = (trembling(openings(shown(before, name)), told.holds) for name in ("light", "strong"))
+    spoken = speech(250)
+    before = painted(spoken)
+    light, strong = (trembling(openings(shown(before, name)), spoken.holds) for name in ("light", "strong"))
     assert strong < 0.95 * light
 
 
@@ -82,16 +82,16 @@ def test_noise_of_a_face_that_stands_still_is_averaged() -> None:
 
 
 def test_a_mouth_that_shuts_at_once_is_shut_at_once() -> None:
-    told = Speech(np.array([20.0] * 10 + [0.0] * 2 + [20.0] * 10), [], [])
-    faces = painted(told, Faults(trembling=0, noise=0))
+    spoken = Speech(np.array([20.0] * 10 + [0.0] * 2 + [20.0] * 10), [], [])
+    faces = painted(spoken, Faults(trembling=0, noise=0))
     seen = openings(shown(faces, "strong"))
     assert seen[9] > 18 and seen[10] < 1 and seen[11] < 1 and seen[12] > 15
 
 
 def test_a_slow_movement_is_not_held_back_for_long() -> None:
     """Half a pixel a frame looks like trembling at first; what adds up is let through."""
-    told = Speech(np.concatenate([np.full(5, 6.0), np.arange(6, 22, 0.5), np.full(10, 22.0)]), [], [])
-    faces = painted(told, Faults(trembling=0, noise=0))
+    spoken = Speech(np.concatenate([np.full(5, 6.0), np.arange(6, 22, 0.5), np.full(10, 22.0)]), [], [])
+    faces = painted(spoken, Faults(trembling=0, noise=0))
     seen, raw = openings(shown(faces, "strong")), openings(faces)
     assert np.abs(seen - raw).max() < 3 and abs(seen[-1] - raw[-1]) < 0.3
 
@@ -112,10 +112,10 @@ def test_what_is_shown_follows_the_head(step: tuple[float, float]) -> None:
     """A mouth that trembles in the same way where the head stands still, and where it moves across the picture."""
     strength = STRENGTHS["light"]
     assert strength is not None
-    told = Speech(np.full(16, 12.0), [range(16)], [])
+    spoken = Speech(np.full(16, 12.0), [range(16)], [])
     still, walking, smoother = Painter(), Painter(), FaceSmoother(strength)
-    at_rest = shown([still.face(flat(), MOUTH, opening)[TOP:] for opening in told.openings], "light")
-    for frame, opening in enumerate(told.openings):
+    at_rest = shown([still.face(flat(), MOUTH, opening)[TOP:] for opening in spoken.openings], "light")
+    for frame, opening in enumerate(spoken.openings):
         x, y = (at + frame * by for at, by in zip(MOUTH, step, strict=False))
         if frame:
             smoother.follow(*step)
