@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import os
 import signal
 import time
@@ -153,13 +154,24 @@ def _heard(live: Live, begun: float) -> tuple[list[Seen], list[Seen]]:
 
 def _heard_by(watcher: Watcher, kept: Received) -> list[Seen]:
     """The pieces of a push that was kept, at the times at which the watcher heard them; its stream has a time of its own."""
-    late = float(np.median([came - at for came, (at, _) in zip(watcher.sounds_at, watcher.sound, strict=False)]))
-    watched, found = {piece.number: piece.at + late for piece in pieces(watcher)}, pieces(kept)
-    shifts = [watched[piece.number] - piece.at for piece in found if piece.number in watched]
+    watched, found = _watched(watcher), pieces(kept)
+    shifts = [heard.at - piece.at for heard in watched for piece in found if piece.number == heard.number]
     if not shifts:
-        return []  # nobody heard it
-    shift = float(np.median(shifts))
+        return []  # no one heard it
+    often = Counter(round(shift) for shift in shifts).most_common(1)[0][0]
+    shift = float(np.median([shift for shift in shifts if abs(shift - often) <= 1]))
     return [Seen(piece.number, piece.at + shift, piece.ms) for piece in found]
+
+
+def _watched(watcher: Watcher) -> list[Seen]:
+    """The pieces that the watcher heard, by its own clock: each pull has another stream's time."""
+    found = []
+    for first, last in itertools.pairwise([*watcher.begun, len(watcher.sound)]):
+        sound, came = watcher.sound[first:last], watcher.sounds_at[first:last]
+        if came:
+            late = float(np.median([came_at - at for came_at, (at, _) in zip(came, sound, strict=False)]))
+            found += [Seen(piece.number, piece.at + late, piece.ms) for piece in pieces(Received(sound=sound))]
+    return found
 
 
 def _quiet_s(live: Live) -> float:

@@ -69,6 +69,7 @@ class Puller(Received):
     def __init__(self, url: str) -> None:
         super().__init__()
         self._url = url
+        self.begun: list[int] = []  # the first sound of each pull
         self._stopping = self.watching = False
         self._thread = threading.Thread(target=self._pull, daemon=True)
         self._thread.start()
@@ -78,6 +79,7 @@ class Puller(Received):
             try:
                 with av.open(self._url, timeout=(8.0, _SILENT_S)) as stream:
                     self.watching = True
+                    self.begun.append(len(self.sound))
                     for frame in stream.decode(video=0, audio=0):
                         self.keep(frame)
                         if self._stopping:

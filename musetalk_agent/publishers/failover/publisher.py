@@ -164,8 +164,10 @@ class FailoverPublisher:
         """Silences every way: the one in use, and what waits in any stream."""
         self._turn += 1
         self._transports.clear_audio()
-        if self.tap is not None:  # what has left the sink is still heard
-            self.tap.clear_audio(self._clock.now() + self.playout.audio_path_s)
+        if self.tap is not None:  # what has left the sink is still heard, and of a stream what was pushed ahead
+            sinks = [] if self._rung is TransportKind.LIVEKIT else self._transports.audio_sinks(self._rung)
+            heard_until = self._clock.now() + self.playout.audio_path_s
+            self.tap.clear_audio(max([heard_until, *(sink.pushed_until for sink in sinks)]))
         if self._rung is TransportKind.LIVEKIT and self._transports.room is not None:
             return self._transports.room.clear_audio()
         return self.playout.clear()

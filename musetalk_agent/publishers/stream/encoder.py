@@ -50,7 +50,7 @@ class QueuedFrame:
 class MediaQueue:
     """Media in the order of their times. `offer_*` and `take` never wait; `wait` does. All are safe from any thread.
 
-    Of audio `audio_s` seconds may wait.
+    Of audio `audio_s` seconds may wait. `taken_until`: when the audio that was taken last ends (monotonic seconds).
     """
 
     def __init__(self, audio_s: float = AUDIO_S) -> None:
@@ -61,6 +61,7 @@ class MediaQueue:
         self._gap = False
         self._stopped = False
         self._cut: float | None = None
+        self.taken_until = -math.inf
         self.dropped_frames = 0
         self.dropped_audio = 0
 
@@ -88,7 +89,7 @@ class MediaQueue:
             while self._frames and now - self._frames[0].at > VIDEO_S:
                 self._drop(1)
             if self._audio and not (self._frames and self._frames[0].at < self._audio[0].at):
-                return self._audio.popleft() if self._audio[0].at <= until else None
+                return self._take_audio() if self._audio[0].at <= until else None
             if not self._frames or self._frames[0].at > until:
                 return None
             picture = self._frames.popleft()
@@ -114,6 +115,7 @@ class MediaQueue:
         """Puts audio that could not be pushed to the front again."""
         with self._changed:
             self._audio.appendleft(sound)
+            self.taken_until = min(self.taken_until, sound.at)
 
     def wait(self, timeout_s: float) -> None:
         """Until something waits, or the queue is stopped, or the time is over."""
@@ -144,6 +146,11 @@ class MediaQueue:
             tails = [self._audio[-1].at + len(self._audio[-1].block) / ROOM_RATE] if self._audio else []
             tails += [self._frames[-1].at] if self._frames else []
             return max(tails) - min(heads) if heads else 0.0
+
+    def _take_audio(self) -> QueuedAudio:
+        sound = self._audio.popleft()
+        self.taken_until = sound.at + len(sound.block) / ROOM_RATE
+        return sound
 
     def _drop(self, count: int) -> None:
         for _ in range(count):

@@ -159,6 +159,11 @@ class StreamSink(ABC):
         self._queue.clear_audio(since)
         self._count()
 
+    @property
+    def pushed_until(self) -> float:
+        """When the audio that was pushed ends (monotonic seconds): a clear leaves it. -inf where there is none."""
+        return self._queue.taken_until
+
     def offer_video(self, at: float, frame: VideoFrame) -> None:
         """Adds a frame seen at `at`, after the audio up to there. When more than 500 ms wait, frames are dropped."""
         self._offered += 1

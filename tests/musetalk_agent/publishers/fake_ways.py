@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -99,6 +100,7 @@ class FakeStream:
         self.heard: list[tuple[float, Pcm]] = []
         self.pictures: list[VideoFrame] = []
         self.started = self.closed = False
+        self.pushed_until = -math.inf
         self.may_end = asyncio.Event()
         self.may_end.set()
         world.streams.append(self)

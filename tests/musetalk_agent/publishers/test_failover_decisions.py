@@ -11,6 +11,7 @@ import pytest
 from musetalk_agent.errors import PublisherUnavailable, PublishFailed
 from musetalk_agent.media.playout import SwitchingClock
 from musetalk_agent.media.segment import ROOM_RATE, Caption
+from musetalk_agent.media_types import Pcm, VideoFrame
 from musetalk_agent.protocol.http import PublisherMode
 from musetalk_agent.protocol.problems import ErrorCode
 from tests.musetalk_agent.publishers.fake_ways import ADDRESS, BLOCK, FIRST, World, world
@@ -132,6 +133,38 @@ async def test_a_room_that_falls_silent_opens_the_stream_then_takes_it_and_says_
     await waiting
     assert world.publisher.name == "rtmp" and [len(block) for _, block in world.stream.heard] == [1920]
     assert [change.publisher for change in world.changes] == ["none", "rtmp"] and world.log.count("left") == 1
+    await world.ends()
+
+
+class Cuts:
+    """A `MediaTap` that keeps since when nothing is heard."""
+
+    def __init__(self) -> None:
+        self.since: list[float] = []
+
+    def offer_audio(self, at: float, block: Pcm) -> None:
+        pass
+
+    def offer_video(self, at: float, frame: VideoFrame) -> None:
+        pass
+
+    def clear_audio(self, since: float) -> None:
+        self.since.append(since)
+
+
+async def test_a_film_keeps_what_a_stream_was_given_before_an_interruption(world: World) -> None:
+    await world.begin(PublisherMode.RTMP, address=ADDRESS)
+    world.stream.connects()
+    await turns()
+    await world.opening
+    world.publisher.tap = film = Cuts()
+    now = world.clock.now()
+    world.publisher.clear_audio()  # the stream has nothing: from now on
+    world.stream.pushed_until = now + 0.1
+    world.publisher.clear_audio()  # its viewers hear what was pushed ahead
+    world.stream.pushed_until = now - 5
+    world.publisher.clear_audio()
+    assert film.since == [now, now + 0.1, now]
     await world.ends()
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 
 from musetalk_agent.clock import MonotonicClock
 from musetalk_agent.publishers.stream.encoder import QueuedAudio, QueuedFrame, StreamShape
@@ -77,6 +79,7 @@ async def test_sound_that_was_not_acknowledged_is_pushed_again_and_cleared_sound
         sink.pushes[0].broken.set()
         assert (await sink.until_played(1, 5))[:5] == [100.0 + index * 0.04 for index in range(5)]
         sink.clear_audio()
+        assert sink.pushed_until == pytest.approx(100.2)  # a server has it: it is heard
         sink.offer_audio(100.1, BLOCK)  # the next words may be due before the last of the cleared ones was
         await sink.until_played(1, 6)
         sink.pushes[1].broken.set()
@@ -92,10 +95,11 @@ async def test_a_clear_while_the_server_is_away_leaves_nothing_to_push() -> None
         sink.offer_audio(100.0 + index * 0.04, BLOCK)
     assert sink._queue.seconds() > 0.9
     sink.clear_audio()
-    assert sink._queue.seconds() == 0.0
+    assert sink._queue.seconds() == 0.0 and sink.pushed_until == -math.inf
     sink.start()
     try:
         sink.offer_audio(101.0, BLOCK)
         assert await sink.until_played(0, 1) == [101.0]
+        assert sink.pushed_until == pytest.approx(101.04)
     finally:
         await sink.aclose()
