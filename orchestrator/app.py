@@ -293,11 +293,16 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         public_tokens=public_tokens,
         films=films,
         tools=tools,
-        renders=Renders(settings.render_options, voices, settings.session_options.speech, bus, metrics),
+        renders=_renders(settings, voices, bus, metrics, avatars),
         avatars=avatars,
         clips=clips,
         address=address,
     )
+
+
+def _renders(settings: Settings, voices: Voices, bus: EventBus, metrics: Metrics, avatars: Avatars) -> Renders:
+    speech = settings.session_options.speech
+    return Renders(settings.render_options, voices, speech, bus, metrics, avatars.copy_clip)
 
 
 def _films(settings: Settings, agents: AgentClient, bus: EventBus, metrics: Metrics) -> Films:

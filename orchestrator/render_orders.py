@@ -12,6 +12,7 @@ import logging
 import secrets
 import time
 import wave
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -77,11 +78,19 @@ class Renders:
         voices: speak the texts.
         speech: the deployment's own choice of voice and pauses.
         bus: gets `render.finished` and `render.failed`, under the render's id.
+        copy_clip: puts the bytes of a clip of the library (`sha256:…`) into a file; False where they are not there. Blocks.
     """
 
     def __init__(
-        self, options: RenderOptions, voices: Voices, speech: SpeechSettings, bus: EventBus, metrics: Metrics
+        self,
+        options: RenderOptions,
+        voices: Voices,
+        speech: SpeechSettings,
+        bus: EventBus,
+        metrics: Metrics,
+        copy_clip: Callable[[str, Path], bool],
     ) -> None:
+        self._copy_clip = copy_clip
         self._options, self._voices, self._speech, self._bus, self._metrics = options, voices, speech, bus, metrics
         self._queue: RenderQueue | ModalRenders | None = None
         self._loop: asyncio.Task[None] | None = None
@@ -179,9 +188,10 @@ class Renders:
         task.add_done_callback(lambda _: self._speaking.pop(order.render_id, None))
 
     async def _queue_up(self, order: RenderOrder) -> None:
-        """Speaks the text, where there is one, and writes the first ticket."""
+        """Copies the avatar's clips for workers that lack them, speaks a text, and writes the first ticket."""
         folder, queue = self.folder, self._queue
         try:
+            await asyncio.to_thread(self._bring_clips, order)
             if order.request.text is not None:
                 async with self._voices_free:
                     await self._speak(order.request, folder.path(order.render_id))
@@ -193,6 +203,12 @@ class Renders:
         except Exception as error:  # noqa: BLE001 - task boundary: a voice or a disk that breaks fails this render and no other
             _log.exception("a render could not be queued", extra={"render_id": order.render_id})
             await self._fail(order, ProblemError(ErrorCode.RENDER_FAILED, f"It could not be queued ({error})."))
+
+    def _bring_clips(self, order: RenderOrder) -> None:
+        target = self.folder.sources(order.render_id)
+        for source in set(order.clips.values()):
+            target.mkdir(mode=0o700, exist_ok=True)
+            self._copy_clip(source, target / source.removeprefix("sha256:"))
 
     async def _fail(self, order: RenderOrder, error: ProblemError) -> None:
         failure = RenderFailure(code=error.code.value, detail=error.detail)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.crossfade import Crossfade
 from musetalk_agent.compose.head_motion import AS_IT_IS, HeadMotion, Pose
-from musetalk_agent.compose.idle import idle_loop
+from musetalk_agent.compose.idle import PingPongLoop, VariedLoop, idle_loop
 from musetalk_agent.media_types import VideoFrame
 
 _STILL_S = 3.5
@@ -60,6 +61,10 @@ class Leaving(Generic[F]):
         return self.fade.between(before, after, self.share, old, new)
 
 
+Loop = Callable[[int], PingPongLoop | VariedLoop]
+"""The loop of a clip of so many frames."""
+
+
 @dataclass(frozen=True)
 class _Span(Generic[F]):
     """From `begin` on `face` is shown, from its frame `phase` on: to and fro, or `once` and then its last frame.
@@ -72,11 +77,12 @@ class _Span(Generic[F]):
     phase: int = 0
     fade: int = 0
     once: bool = False
+    loop: Loop = idle_loop
     crossfade: Crossfade = field(default_factory=Crossfade, compare=False)
 
     def index(self, position: int) -> int:
         step = position - self.begin + self.phase
-        return min(step, self.face.frames - 1) if self.once else idle_loop(self.face.frames).idle_index(step)
+        return min(step, self.face.frames - 1) if self.once else self.loop(self.face.frames).idle_index(step)
 
     @property
     def settled(self) -> int:
@@ -101,11 +107,14 @@ class Timeline(Generic[F]):
     Args:
         face: the first avatar.
         motion: how the heads of still pictures move.
+        loop, pose: how a clip goes on, and the pose of a still picture's head at a position; a session's own by default.
     """
 
-    def __init__(self, face: F, motion: HeadMotion) -> None:
-        self._motion = motion
-        self._spans = [_Span(0, face)]
+    def __init__(
+        self, face: F, motion: HeadMotion, *, loop: Loop = idle_loop, pose: Callable[[int], Pose] | None = None
+    ) -> None:
+        self._motion, self._loop, self._pose = motion, loop, pose or motion.live_pose
+        self._spans = [_Span(0, face, loop=loop)]
         self.home = face
         """The avatar itself, to which actions come back."""
 
@@ -134,15 +143,20 @@ class Timeline(Generic[F]):
     def _frame(self, span: _Span[F], position: int) -> tuple[int, Pose]:
         if not span.face.compositor.lives:
             return span.index(position), AS_IT_IS
-        return span.face.closed(self._motion.closure(position)), self._motion.live_pose(position)
+        return span.face.closed(self._motion.closure(position)), self._pose(position)
 
     def settled(self, position: int) -> int:
         """The first position from this one on at which no passage that has begun by then is under way."""
         return max([position, *(span.settled for span in self._spans if span.begin < position)])
 
+    @property
+    def end(self) -> int:
+        """The first position from which on the last face is shown alone."""
+        return self._spans[-1].settled
+
     def show(self, face: F, begin: int) -> None:
         """Shows an avatar from `begin` on, in place of everything that was to follow."""
-        self._follow(_Span(begin, face))
+        self._follow(_Span(begin, face, loop=self._loop))
         self.home = face
 
     def act(self, face: F, enter: Passage, leave: Passage | None) -> None:
@@ -150,9 +164,9 @@ class Timeline(Generic[F]):
 
         `enter.begin` must be settled.
         """
-        self._follow(_Span(enter.begin, face, enter.frame, enter.fade, once=leave is not None))
+        self._follow(_Span(enter.begin, face, enter.frame, enter.fade, leave is not None, self._loop))
         if leave is not None:
-            self._spans.append(_Span(leave.begin, self.home, leave.frame, leave.fade))
+            self._spans.append(_Span(leave.begin, self.home, leave.frame, leave.fade, loop=self._loop))
 
     def forget(self, position: int) -> None:
         """Positions before this one are not asked for again."""

@@ -7,6 +7,8 @@
         dub/            of a dub: the footage, and what was found in it
         looked          how much of a dub's footage was looked at, 0 … 1
         plan.json       frames, size, parts: there once preparation is over
+        sources/<sha256>
+                        clips of an avatar of the library, for workers that lack them
         parts/<n>.…     finished parts of the film, each put in place whole
         tries/…         one empty file for each time a ticket was taken
         words.json, cues.json, lips.json
@@ -162,21 +164,44 @@ class RenderRequest(Strict):
         return Picture(fps=self.fps, width=self.width, height=self.height)
 
 
+class RenderMark(BaseModel):
+    """A mark that stood in what is said: the name of a clip, and how many letters and digits come before it."""
+
+    name: str
+    letters: int
+
+
 class RenderOrder(BaseModel):
-    """A render as it was ordered: the caller's name, when (Unix time), and what. `body_sha256` recognises the same request."""
+    """A render as it was ordered: the caller's name, when (Unix time), and what. `body_sha256` recognises the same request.
+
+    `clips` (`sha256:…`, by name) are the avatar's own one (`idle`), where the avatar is of the library, and those of the `marks`.
+    """
 
     render_id: str
     key: str
     created_at: float
     request: RenderRequest
     body_sha256: str = ""
+    marks: list[RenderMark] = []
+    clips: dict[str, str] = {}
+
+
+class RenderAction(BaseModel):
+    """A clip that is played in a film: how it is entered, and left where it is played once; each the frame of the film, the frame
+    of what is entered, and over how many frames.
+    """
+
+    name: str
+    enter: tuple[int, int, int]
+    leave: tuple[int, int, int] | None = None
 
 
 class RenderPlan(BaseModel):
     """What preparation found: the avatar in the cache, the engine, the size, and how the film is cut.
 
     `looked` is the progress that there was when it was made. `starts` are the frames at which tickets begin, 0 first, where shots
-    say so; without them tickets are of one length. `found` is what a dub's footage shows, for people.
+    say so; without them tickets are of one length. `found` is what a dub's footage shows, for people. `actions` are in the order in
+    which they begin.
     """
 
     avatar_id: str
@@ -189,6 +214,7 @@ class RenderPlan(BaseModel):
     looked: float = 0.0
     starts: list[int] = []
     found: dict[str, Any] | None = None
+    actions: list[RenderAction] = []
 
     @property
     def part_frames(self) -> int:
@@ -390,7 +416,7 @@ class RenderFolder:
     @staticmethod
     def _clear(folder: Path, end: RenderEnd) -> None:
         """Deletes what is not needed once it has ended."""
-        for name in ("parts", "tries", "dub"):
+        for name in ("parts", "tries", "dub", "sources"):
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in ("voice.wav", "sound.wav", "words.json", "cues.json", "lips.json"):
             (folder / name).unlink(missing_ok=True)
@@ -436,6 +462,10 @@ class RenderFolder:
     def marked(self, render_id: str, name: str) -> bool:
         """Whether the mark is there."""
         return (self.path(render_id) / name).exists()
+
+    def sources(self, render_id: str) -> Path:
+        """Where the clips of its avatar are, or would be."""
+        return self.path(render_id) / "sources"
 
     def result(self, render_id: str, made: RenderFormat) -> Path:
         """Where the film is, or will be."""

@@ -19,7 +19,7 @@ import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.avatars.library import AvatarLibrary
+from musetalk_agent.protocol.action_marks import CLIP_NAME, IDLE, ActionMarks
 from musetalk_agent.protocol.avatar_settings import AvatarSettings
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, Strict
 from musetalk_agent.protocol.render_queue import RenderQueue, RenderTicket, default_target
@@ -35,6 +36,7 @@ from musetalk_agent.protocol.renders import (
     FPS,
     RenderFolder,
     RenderFormat,
+    RenderMark,
     RenderOrder,
     RenderRequest,
     RenderState,
@@ -54,10 +56,14 @@ class JobsWrong(Exception):
     """The list cannot be done; the message says what is wrong."""
 
 
+ClipName = Annotated[str, Field(pattern=f"^{CLIP_NAME.pattern}$")]
+
+
 class FilmJob(Strict):
     """One film of a list: of an avatar, or of footage (`dub`). Paths are relative to the list; `output` ends in `.mp4`, in `.webm`,
     or in `.zip` for frames. `keep_background_audio` is true, or the file of a stem; `transcript` a text file of what `audio` says,
-    and `burn_captions` shows it in the picture.
+    and `burn_captions` shows it in the picture. `clips` are other clips of the avatar's person by name: `[wave]` in the transcript
+    plays the clip `wave` there.
     """
 
     avatar: str | None = Field(default=None, min_length=1)
@@ -67,6 +73,7 @@ class FilmJob(Strict):
     audio: Path
     transcript: Path | None = None
     burn_captions: bool = False
+    clips: dict[ClipName, Path] = Field(default={})
     output: Path
     engine: str | None = None
     fps: int = FPS
@@ -140,6 +147,10 @@ def read_jobs(path: Path) -> list[FilmJob]:
             raise JobsWrong(f"{path}: {job.output}: give either avatar or dub: who says it.")
         if job.burn_captions and job.transcript is None:
             raise JobsWrong(f"{path}: {job.output}: burn_captions shows the words of a transcript: give one.")
+        if job.clips and (job.dub is not None or job.transcript is None):
+            raise JobsWrong(
+                f"{path}: {job.output}: clips are played at the marks of a transcript, by an avatar: give both."
+            )
     return [_whole(job, path.parent) for job in jobs]
 
 
@@ -150,6 +161,8 @@ def _whole(job: FilmJob, folder: Path) -> FilmJob:
         paths["dub"] = folder / job.dub
     if job.transcript is not None:
         paths["transcript"] = folder / job.transcript
+    if job.clips:
+        paths["clips"] = {name: folder / clip for name, clip in job.clips.items()}
     if isinstance(job.keep_background_audio, Path):
         paths["keep_background_audio"] = folder / job.keep_background_audio
     return job.model_copy(update=paths)
@@ -208,22 +221,29 @@ async def _ordered(
                 and not avatar_id.startswith("sha256:")
                 and job.engine != "pattern"
             ):
-                try:
-                    avatar_id = await library.add(clip.read_bytes(), clip.name)
-                except OSError as error:
-                    raise JobsWrong(f"{clip} cannot be read: {error.strerror}.") from error
+                avatar_id = await _added(library, clip)
             form = RenderFormat.of_suffix(job.output.suffix) or RenderFormat.MP4
-            request = _request(job, avatar_id, form)
+            marks = ActionMarks((IDLE, *job.clips) if job.clips else ())
+            request = _request(job, avatar_id, form, marks)
+            clips = {name: await _added(library, clip) for name, clip in job.clips.items()}
             sound = hashlib.sha256(job.audio.read_bytes() if job.audio.exists() else b"").hexdigest()
             stem = job.keep_background_audio if isinstance(job.keep_background_audio, Path) else None
             content = f"{request.model_dump_json()}\0{sound}\0{_stamp(job.dub)}\0{_stamp(stem)}\0{job.output}"
+            content += f"\0{_text_of(job.transcript)}\0{clips}" if clips else ""
             film = _Film(job.output, "ren_" + hashlib.sha256(content.encode()).hexdigest()[:24], form)
             if made.has(film) and not folder.path(film.render_id).exists():
                 print(f"{film.output}: made already")
                 continue
             if (ended := folder.ended(film.render_id)) is not None and ended.state is not RenderState.DONE:
                 folder.delete(film.render_id)  # it is tried again
-            order = RenderOrder(render_id=film.render_id, key="", created_at=time.time(), request=request)
+            order = RenderOrder(
+                render_id=film.render_id,
+                key="",
+                created_at=time.time(),
+                request=request,
+                marks=[RenderMark(name=mark.name, letters=mark.letters) for mark in marks.found],
+                clips=clips,
+            )
             if folder.create(order):
                 with ExitStack() as failed:
                     failed.callback(
@@ -243,8 +263,18 @@ async def _ordered(
     return films
 
 
-def _request(job: FilmJob, avatar_id: str, form: RenderFormat) -> RenderRequest:
+async def _added(library: AvatarLibrary, clip: Path) -> str:
+    """The id of a clip's bytes, which the library has now. Raises AvatarErrors, JobsWrong."""
+    try:
+        return await library.add(await asyncio.to_thread(clip.read_bytes), clip.name)
+    except OSError as error:
+        raise JobsWrong(f"{clip} cannot be read: {error.strerror}.") from error
+
+
+def _request(job: FilmJob, avatar_id: str, form: RenderFormat, marks: ActionMarks) -> RenderRequest:
+    """The render, its transcript without `marks`, which are found in it."""
     kept = job.keep_background_audio
+    transcript = _text_of(job.transcript)
     try:
         return RenderRequest(
             avatar_id=avatar_id or None,
@@ -252,7 +282,7 @@ def _request(job: FilmJob, avatar_id: str, form: RenderFormat) -> RenderRequest:
             speaker=job.speaker,
             keep_background_audio="(a file)" if isinstance(kept, Path) else kept,
             text="(a file)",
-            transcript=_text_of(job.transcript),
+            transcript=None if transcript is None else marks.whole(transcript) or None,
             burn_captions=job.burn_captions,
             engine=job.engine,
             fps=job.fps,

@@ -42,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="what the sound says: captions beside the film (.srt, .vtt), and lips that meet where they must",
     )
+    parser.add_argument(
+        "--clip",
+        action="append",
+        default=[],
+        metavar="NAME=CLIP",
+        help="with --transcript: another clip of the avatar's person, played where the text has [NAME]; may be given several times",
+    )
     parser.add_argument("--burn-captions", action="store_true", help="with --transcript: they are in the picture, too")
     parser.add_argument(
         "--keep-background",
@@ -97,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _by_parts(args: argparse.Namespace) -> bool:
     """Whether this one film is made as those of a list are: `render_film` makes MP4 with the clip's own background."""
-    by_parts = bool(args.background or args.transcript or args.burn_captions)
+    by_parts = bool(args.background or args.transcript or args.burn_captions or args.clip)
     return by_parts or (args.output is not None and args.output.suffix.lower() in (".webm", ".zip"))
 
 
@@ -111,11 +118,13 @@ def _wrong_film(args: argparse.Namespace) -> str | None:
 
 
 def _wrong_captions(args: argparse.Namespace) -> str | None:
-    return (
-        "--burn-captions shows the words of --transcript: give it."
-        if args.burn_captions and not args.transcript
-        else None
-    )
+    if args.burn_captions and not args.transcript:
+        return "--burn-captions shows the words of --transcript: give it."
+    if wrong := [each for each in args.clip if "=" not in each]:
+        return f"--clip {wrong[0]}: give a name and a file, as in wave=wave.mp4."
+    if args.clip and not args.transcript:
+        return "--clip is played where --transcript has its name in brackets: give it."
+    return None
 
 
 def _film(args: argparse.Namespace, settings: AgentSettings, workers: int) -> int:
@@ -127,6 +136,7 @@ def _film(args: argparse.Namespace, settings: AgentSettings, workers: int) -> in
             audio=args.audio.absolute(),
             transcript=args.transcript and args.transcript.absolute(),
             burn_captions=args.burn_captions,
+            clips={name: Path(clip).absolute() for name, _, clip in (each.partition("=") for each in args.clip)},
             output=args.output.absolute(),
             engine=args.engine,
             fps=args.fps,
@@ -145,6 +155,8 @@ def _wrong_dub(args: argparse.Namespace) -> str | None:
         return "give --dub, --audio and -o, and neither a list nor --avatar."
     if args.fps != FPS or args.width or args.height:
         return "a dub has the rate and the size of its video: leave --fps, --width and --height out."
+    if args.clip:
+        return "a dub shows its own video, and no clips: leave --clip out."
     if args.background:
         return "a dub keeps what its video shows: leave --background out."
     if RenderFormat.of_suffix(args.output.suffix) is None:

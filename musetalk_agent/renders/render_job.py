@@ -9,7 +9,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 from musetalk_agent.avatars.limits import AvatarLimits
 from musetalk_agent.compose.head_motion import seed_of
-from musetalk_agent.errors import AgentError
+from musetalk_agent.errors import AgentError, AvatarNotFound
 from musetalk_agent.factory import Factory
 from musetalk_agent.judge.film_judge import Judge
 from musetalk_agent.measure.lip_measures import VideoUnreadable
@@ -38,11 +38,12 @@ from musetalk_agent.renders.burned_captions import BurnedCaptions, CaptionedPart
 from musetalk_agent.renders.dub.dub_job import DubJob
 from musetalk_agent.renders.dub.footage_scan import FootageScan
 from musetalk_agent.renders.fetching import SOUND, fetch_file
+from musetalk_agent.renders.film_actions import film_actions, mark_times, open_clips, plan_actions
 from musetalk_agent.renders.film_captions import FilmCaption, captions, write_captions
 from musetalk_agent.renders.film_parts import STUDIO_601, FilmClock, PartWriter, join, part_writer
 from musetalk_agent.renders.known_speech import film_cues, film_words, find_transcript, lips_meet, word_timing
 from musetalk_agent.renders.part_making import RenderStopped, make_parts, runs, stretch_of
-from musetalk_agent.renders.sounds import FeatureSound, Sound, write_sound
+from musetalk_agent.renders.sounds import FeatureSound, Sound, lengthen, write_sound
 from musetalk_agent.renders.talking_frames import FramesFailed, Talker
 from musetalk_agent.tools.audio_file import AudioUnreadable
 
@@ -51,6 +52,7 @@ log = logging.getLogger(__name__)
 TRIES_MOST = 6
 """A ticket on which so many workers have died is given up: the render would kill the next one too."""
 LONGEST_S = 3600.0
+_BLOCK_BYTES = 1 << 20
 _NO_WORDS = (
     "The words could not be found in the sound, so that there are no captions: give a transcript in Latin letters, of at most "
     "4,000 letters and ten minutes, that says what is heard."
@@ -118,6 +120,8 @@ class RenderJobs:
         if plan is None:
             plan = await self._plan(order)
             await asyncio.to_thread(self._know_speech, order)
+            if order.marks:
+                plan = await self._with_actions(order, plan)
             await asyncio.to_thread(self.folder.write_plan, order.render_id, plan)
         await self.put([RenderTicket(render_id=order.render_id, span=span) for span in range(plan.spans)])
 
@@ -138,6 +142,7 @@ class RenderJobs:
                 starts=starts,
                 found=found,
             )
+        await self._bring_clips(order)
         opened = await self.factory.opened(_session_request(order))
         opened.engine_session.close()
         request, bundle = order.request, opened.bundle
@@ -150,6 +155,32 @@ class RenderJobs:
             frames=frames_begun(-(-sound.samples * FEATURE_RATE // sound.rate), request.fps),
             begun_at=begun_at,
         )
+
+    async def _bring_clips(self, order: RenderOrder) -> None:
+        """Gives this worker's cache the clips of the render's avatar that it lacks. Raises AvatarErrors; DiskFull."""
+        library = self.factory.library
+        for path in await asyncio.to_thread(lambda: sorted(self.folder.sources(order.render_id).glob("[0-9a-f]*"))):
+            try:
+                await library.source(f"sha256:{path.name}")
+            except AvatarNotFound:
+                await library.add(_pieces(path))
+
+    async def _with_actions(self, order: RenderOrder, plan: RenderPlan) -> RenderPlan:
+        """The plan with the clips of the text's marks. The film goes on, silent, until the last one is over."""
+        sound = await asyncio.to_thread(Sound.open, self._path(order) / "sound.wav")
+        words = await asyncio.to_thread(film_words, self._path(order))
+        text = order.request.text or order.request.transcript or ""
+        opened = await self.factory.opened(_session_request(order, plan))
+        try:
+            if not opened.batcher.engine.needs_face:
+                return plan
+            times = mark_times(order.marks, text, words, sound.seconds)
+            actions, end = await plan_actions(self.factory, opened, order, times)
+        finally:
+            opened.engine_session.close()
+        if end > plan.frames:
+            await asyncio.to_thread(lengthen, sound.path, -(-end * sound.rate // plan.fps))
+        return plan.model_copy(update={"actions": actions, "frames": max(plan.frames, end)})
 
     async def _sound(self, order: RenderOrder) -> Sound:
         """The render's sound, made now unless it is there."""
@@ -193,15 +224,21 @@ class RenderJobs:
 
     async def _make(self, order: RenderOrder, plan: RenderPlan, parts: list[int]) -> None:
         """Makes these parts, in order, those that follow each other in one go."""
+        await self._bring_clips(order)
         opened = await self.factory.opened(_session_request(order, plan))
         try:
-            settings = order.request.avatar_settings
-            talker = Talker(
-                opened.batcher, opened.engine_session, opened.bundle, settings.av_offset_ms, seed_of(order.render_id)
-            )
-            await talker.close_idle_mouths()
-            for run in runs(parts):
-                await self._make_run(order, plan, talker, run)
+            async with open_clips(self.factory, opened, order, [action.name for action in plan.actions]) as clips:
+                talker = Talker(
+                    opened.batcher,
+                    opened.engine_session,
+                    opened.bundle,
+                    order.request.avatar_settings.av_offset_ms,
+                    seed_of(order.render_id),
+                    film_actions(plan.actions, clips),
+                )
+                await talker.close_idle_mouths()
+                for run in runs(parts):
+                    await self._make_run(order, plan, talker, run)
         finally:
             opened.engine_session.close()
 
@@ -321,6 +358,15 @@ class RenderJobs:
             detail = str(error).replace(str(film), "The film")
             return {"passed": None, "error": {"code": ErrorCode.RENDER_FAILED.value, "detail": detail}}
         return report.as_dict() | {"film": self.folder.result(order.render_id, order.request.format).name}
+
+
+async def _pieces(path: Path) -> AsyncIterator[bytes]:
+    file = await asyncio.to_thread(path.open, "rb")
+    try:
+        while block := await asyncio.to_thread(file.read, _BLOCK_BYTES):
+            yield block
+    finally:
+        file.close()
 
 
 def _session_request(order: RenderOrder, plan: RenderPlan | None = None) -> AgentStartRequest:

@@ -101,6 +101,25 @@ class FeatureSound:
         return False
 
 
+def lengthen(path: Path, samples: int) -> None:
+    """Adds silence to a sound, whole or not at all, until it has so many samples. A longer one stays. Raises AudioUnreadable."""
+    sound = Sound.open(path)
+    if sound.samples >= samples:
+        return
+    made = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with wave.open(str(made), "wb") as file:
+            file.setnchannels(sound.channels)
+            file.setsampwidth(2)
+            file.setframerate(sound.rate)
+            for block in sound.blocks():
+                file.writeframesraw(block.tobytes())
+            file.writeframesraw(bytes(2 * sound.channels * (samples - sound.samples)))
+        made.replace(path)
+    finally:
+        made.unlink(missing_ok=True)
+
+
 def write_sound(source: Path, target: Path, longest_s: float) -> Sound:
     """Converts a file of any kind into `target`, whole or not at all. Raises AudioUnreadable, for one that is too long too."""
     audio = AudioFile.open(source)

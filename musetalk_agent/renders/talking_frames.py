@@ -13,18 +13,18 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.compose.compositor import Compositor
-from musetalk_agent.compose.head_motion import AS_IT_IS, HeadMotion, Pose
-from musetalk_agent.compose.idle import PingPongLoop
+from musetalk_agent.compose.head_motion import HeadMotion
 from musetalk_agent.compose.layers import laid
-from musetalk_agent.compose.timeline import ShownFace
+from musetalk_agent.compose.timeline import ShownFrame, Timeline
 from musetalk_agent.engines.batcher import Batcher, Result
 from musetalk_agent.engines.interface import EngineSession, PatchRequest
 from musetalk_agent.features.av_offset import OffsetGate
 from musetalk_agent.features.extractor import FeatureExtractor, SpeechGate
 from musetalk_agent.features.stress import StressMeter
-from musetalk_agent.media.renderer import OPENING_FRAMES
+from musetalk_agent.media.pipeline import open_face
+from musetalk_agent.media.renderer import OPENING_FRAMES, OpenFace
 from musetalk_agent.media_types import FEATURE_RATE, Cue, Feature, Patch, Pcm, VideoFrame, frame_start
+from musetalk_agent.renders.film_actions import FilmAction, film_timeline
 
 LEAD_S = 2
 """Sound before a stretch that is heard first: the detector of speech and the features know what came before as if they had heard it
@@ -42,6 +42,8 @@ class FramesFailed(Exception):
 
 Mouth = tuple[Feature, float] | None
 """A feature and its blend weight; None where the idle frame is shown."""
+Wanted = tuple[EngineSession, int, Mouth, int]
+"""A patch: the avatar at the engine, the index of its clip, the mouth, and the place in the film."""
 
 
 def mouths(decided: Iterable[Feature | None], session: EngineSession, closing_frames: int) -> Iterator[Mouth]:
@@ -76,6 +78,7 @@ class Talker:
         bundle: its frames.
         av_offset_ms: how much later than the voice the lips move.
         seed: of the motion of a still picture; the parts of one film have one.
+        actions: clips that are played meanwhile.
     """
 
     batcher: Batcher
@@ -83,15 +86,16 @@ class Talker:
     bundle: Bundle
     av_offset_ms: int = 0
     seed: int = 0
+    actions: tuple[FilmAction, ...] = ()
 
     async def close_idle_mouths(self) -> None:
         """Makes what the engine wants over idle frames. Call it once, before `frames`. Raises FramesFailed."""
-        for index in self.session.missing_idle_patches():
-            patch = await self._made(
-                self.batcher.submit(PatchRequest(self.session, index, self.session.rest), _LATER_S)
-            )
-            if patch is not None:
-                self.session.store_idle_patch(index, patch)
+        clips = {action.face.engine_session for action in self.actions if action.face is not None}
+        for session in (self.session, *clips):
+            for index in session.missing_idle_patches():
+                patch = await self._made(self.batcher.submit(PatchRequest(session, index, session.rest), _LATER_S))
+                if patch is not None:
+                    session.store_idle_patch(index, patch)
 
     async def frames(
         self, stretch: range, read: Callable[[int, int], Pcm], cues: Iterable[Cue] = ()
@@ -120,17 +124,27 @@ class Talker:
             stress = meter.take()
             if feature is not None:
                 motion.speak(position, stress)
-        face = ShownFace(Compositor(self.bundle, self.session.idle), len(self.bundle))
-        wanted = ((_look(face, motion, frame)[0], shown[frame - begin], frame) for frame in range(first, stretch.stop))
+        timeline = film_timeline(open_face(self.bundle, self.session), motion, self.actions)
+        await asyncio.to_thread(self._find_flows, timeline, range(first, stretch.stop))
+        wanted = _wanted(timeline, ((frame, shown[frame - begin]) for frame in range(first, stretch.stop)))
         async with aclosing(self.patches(wanted)) as patches:
-            frame = first
-            async for patch in patches:
+            for frame in range(first, stretch.stop):
+                look, patch = timeline.at(frame), await anext(patches)
+                leaving = None if look.leaving is None else await anext(patches)
                 if frame >= stretch.start:
-                    yield await asyncio.to_thread(_composed, face, patch, *_look(face, motion, frame))
-                frame += 1
+                    yield await asyncio.to_thread(_composed, look, patch, leaving)
 
-    async def patches(self, wanted: Iterable[tuple[int, Mouth, int]]) -> AsyncGenerator[Patch | None, None]:
-        """A patch for each index of the clip, mouth and place in the film, in order, a few made ahead; None where none is needed.
+    def _find_flows(self, timeline: Timeline[OpenFace], frames: range) -> None:
+        """Has each passage of these frames look at its own first frame, as in the part of the film in which it begins. Blocks."""
+        passages = [passage for action in self.actions for passage in (action.enter, action.leave) if passage]
+        for passage in passages:
+            if passage.begin < frames.stop and passage.begin + passage.fade > frames.start:
+                look = timeline.at(passage.begin)
+                if look.leaving is not None:
+                    _composed(look, None, None)
+
+    async def patches(self, wanted: Iterable[Wanted]) -> AsyncGenerator[Patch | None, None]:
+        """What is wanted, in order, a few made ahead; None where no patch is needed.
 
         Closing the iterator drops what was begun. Raises FramesFailed.
         """
@@ -150,10 +164,10 @@ class Talker:
                 if result is not None:
                     result.cancel()
 
-    def _submit(self, idle_index: int, mouth: Mouth, frame: int) -> Result | None:
+    def _submit(self, session: EngineSession, idle_index: int, mouth: Mouth, frame: int) -> Result | None:
         if mouth is None:
             return None
-        return self.batcher.submit(PatchRequest(self.session, idle_index, *mouth), _LATER_S + frame)
+        return self.batcher.submit(PatchRequest(session, idle_index, *mouth), _LATER_S + frame)
 
     @staticmethod
     async def _made(result: Result) -> Patch | None:
@@ -165,16 +179,20 @@ class Talker:
             raise FramesFailed(f"The engine failed on a frame ({type(error).__name__}: {error}).") from error
 
 
-def _look(face: ShownFace, motion: HeadMotion, frame: int) -> tuple[int, Pose]:
-    """Which idle frame a frame of the film lies on, and in which pose."""
-    if face.compositor.lives:
-        return face.closed(motion.closure(frame)), motion.pose(frame)
-    return PingPongLoop(face.frames).idle_index(frame), AS_IT_IS
+def _wanted(timeline: Timeline[OpenFace], mouths: Iterable[tuple[int, Mouth]]) -> Iterator[Wanted]:
+    """A patch for every frame of the film, followed by one for the clip that goes away meanwhile."""
+    for frame, mouth in mouths:
+        look = timeline.at(frame)
+        yield look.face.engine_session, look.idle_index, mouth, frame
+        if (old := look.leaving) is not None:
+            yield old.face.engine_session, old.idle_index, mouth, frame
 
 
-def _composed(face: ShownFace, patch: Patch | None, idle_index: int, pose: Pose) -> VideoFrame:
+def _composed(look: ShownFrame[OpenFace], patch: Patch | None, leaving: Patch | None) -> VideoFrame:
     """A frame on its background; one that has none keeps its alpha."""
-    frame = face.compositor.compose(idle_index, patch, pose=pose)
+    frame = look.face.compositor.compose(look.idle_index, patch, pose=look.pose)
+    if (old := look.leaving) is not None:
+        frame = old.mixed(old.face.compositor.compose(old.idle_index, leaving, pose=old.pose), frame, look)
     return frame if frame.behind is None else laid(frame)
 
 

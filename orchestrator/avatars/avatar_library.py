@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import secrets
+import shutil
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,14 +21,13 @@ from urllib.parse import unquote
 
 from pydantic import ValidationError
 
+from musetalk_agent.protocol.action_marks import CLIP_NAME, IDLE
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentClient, AgentLease
 from orchestrator.agents.pool import AgentPool
 from orchestrator.avatars.avatar_folder import AvatarFolder, IncomingClip
 from orchestrator.avatars.avatar_record import (
-    CLIP_NAME,
     CLIPS_MOST,
-    IDLE,
     NAME_CHARACTERS,
     AvatarChange,
     AvatarOrder,
@@ -289,6 +291,24 @@ class Avatars:
     async def supply(self, lease: AgentLease, source: str) -> bool:
         """Hands an agent a clip that it lacks; False where this library does not have it either. Raises ProblemError."""
         return await supply(self._folder, self._agents, lease, source)
+
+    def copy_clip(self, source: str, target: Path) -> bool:
+        """Puts the bytes of a clip at `target`, unless something is there: a link where the disk allows one. False where
+        the clip is not here. Blocks. Raises OSError.
+        """
+        path = self._folder.source(source)
+        if path is None:
+            return False
+        with suppress(FileExistsError):
+            try:
+                os.link(path, target)
+            except FileExistsError:
+                raise
+            except OSError:  # another disk
+                made = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+                shutil.copyfile(path, made)
+                made.replace(target)
+        return True
 
     # --- the parts
 

@@ -10,13 +10,12 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from musetalk_agent.protocol.action_marks import IDLE
 from musetalk_agent.protocol.avatar_settings import AvatarSettings
 from musetalk_agent.protocol.http import AvatarReport, Strict
 from musetalk_agent.protocol.problems import Problem
 
 AVATAR_ID = re.compile(r"ava_[0-9a-f]{24}")
-IDLE = "idle"
-"""The clip that every avatar has."""
 NAME_CHARACTERS = 120
 URL_CHARACTERS = 4096
 VOICE_CHARACTERS = 128
@@ -73,7 +72,6 @@ class AvatarChange(Strict):
 
 CLIPS_MOST = 16
 """Clips of an avatar beside `idle`: each that a session has played stays open at its engine."""
-CLIP_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 
 class ClipRecord(BaseModel):

@@ -9,12 +9,20 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import FileResponse
 
+from musetalk_agent.protocol.action_marks import IDLE, ActionMarks
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from musetalk_agent.protocol.renders import RenderFormat, RenderOrder, RenderRequest, RenderState, new_render_id
+from musetalk_agent.protocol.renders import (
+    RenderFormat,
+    RenderMark,
+    RenderOrder,
+    RenderRequest,
+    RenderState,
+    new_render_id,
+)
 from orchestrator.avatars.avatar_record import ShownSettings
 from orchestrator.keys import Caller
 from orchestrator.routes.auth import current, sees_of
-from orchestrator.routes.avatar_routes import clip_of, in_library
+from orchestrator.routes.avatar_routes import clip_of, in_library, own
 from orchestrator.routes.context import Context, Ctx
 from orchestrator.routes.paging import USUAL, After, Limit, page_of
 
@@ -32,13 +40,14 @@ async def order(
 ) -> dict[str, Any]:
     """Orders a film. With an `Idempotency-Key`, the same body gets the same render however often it is sent."""
     caller = current(request.scope)
-    made = RenderOrder(
+    asked = RenderOrder(
         render_id=new_render_id(caller.name, idempotency_key),
         key=caller.name,
         created_at=time.time(),
-        request=await _of_clip(ctx, caller, body),
+        request=body,
         body_sha256=hashlib.sha256(body.model_dump_json().encode()).hexdigest(),
     )
+    made = await _of_clip(ctx, caller, asked)
     known = idempotency_key is not None and await ctx.renders.find(made.render_id) is not None
     if not known:
         ctx.access.quotas.render(caller, ctx.renders.open_of(caller.name))
@@ -97,19 +106,34 @@ async def result(render_id: str, suffix: str, request: Request, ctx: Ctx) -> Fil
     return FileResponse(path, media_type=_MEDIA[made], filename=f"{render_id}.{made.suffix}")
 
 
-async def _of_clip(ctx: Context, caller: Caller, body: RenderRequest) -> RenderRequest:
-    """The same with an avatar of the library by its clip, which is what workers know, its settings and its voice."""
+async def _of_clip(ctx: Context, caller: Caller, asked: RenderOrder) -> RenderOrder:
+    """The same with an avatar of the library by its clip, which is what workers know, its settings and its voice; the marks of what
+    is said are taken out.
+    """
+    body = asked.request
     if not in_library(body.avatar_id):
-        return body
+        return asked
     given = body.avatar_settings.model_dump(include=body.avatar_settings.model_fields_set)
     source, settings = await clip_of(ctx, caller, body.avatar_id or "", ShownSettings.model_validate(given))
     voice = body.voice or (settings.voice if body.text is not None else None)
-    whole = body.model_copy(update={"avatar_id": source.avatar_id, "avatar_settings": settings.mouth, "voice": voice})
+    update = {"avatar_id": source.avatar_id, "avatar_settings": settings.mouth, "voice": voice}
+    record = await own(ctx, caller, body.avatar_id or "")
+    said = {name: text for name in ("text", "transcript") if (text := getattr(body, name)) is not None}
+    marks: list[RenderMark] = []
+    for name, text in said.items():
+        found = ActionMarks((IDLE, *record.clips))
+        update[name] = spoken = found.whole(text)
+        marks = marks or [RenderMark(name=mark.name, letters=mark.letters) for mark in found.found]
+        if not spoken.strip():
+            raise ProblemError(ErrorCode.INVALID_REQUEST, f"{name}: there is nothing in it but actions.", field=name)
+    whole = body.model_copy(update=update)
     try:
         whole.check_transparency()  # which may be the avatar's own setting
     except ValueError as error:
         raise ProblemError(ErrorCode.INVALID_REQUEST, f"{error}.", field="format", value=body.format.value) from error
-    return whole
+    clips = {name: clip for name in {IDLE, *(mark.name for mark in marks)} if (clip := record.clip(name)) is not None}
+    clips[IDLE] = source.avatar_id or ""
+    return asked.model_copy(update={"request": whole, "marks": marks, "clips": clips})
 
 
 async def _own(ctx: Context, caller: Caller, render_id: str) -> RenderOrder:

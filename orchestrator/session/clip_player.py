@@ -6,10 +6,9 @@ import json
 import logging
 from functools import partial
 
+from musetalk_agent.protocol.action_marks import IDLE, ActionMarks
 from musetalk_agent.protocol.problems import ProblemError
-from orchestrator.action_marks import ActionMarks
 from orchestrator.avatars.avatar_library import Avatars, no_clip
-from orchestrator.avatars.avatar_record import IDLE
 from orchestrator.events import SessionEvent
 from orchestrator.session.deps import BackgroundTasks
 from orchestrator.session.manager import SessionManager

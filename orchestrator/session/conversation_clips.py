@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 
+from musetalk_agent.protocol.action_marks import IDLE
 from musetalk_agent.protocol.problems import ProblemError
 from orchestrator.avatars.avatar_library import Avatars
-from orchestrator.avatars.avatar_record import IDLE
 from orchestrator.events import SessionEvent
 from orchestrator.session.deps import BackgroundTasks
 from orchestrator.session.manager import SessionManager

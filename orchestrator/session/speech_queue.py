@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from musetalk_agent.protocol import traces
+from musetalk_agent.protocol.action_marks import MarkTimes
 from musetalk_agent.protocol.messages import PlaybackFinished, PlaybackStarted, ServerMessage, WarningEvent
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.traces import OFF, Span
-from orchestrator.action_marks import MarkTimes
 from orchestrator.audio.outgoing_segment import BYTES_PER_SAMPLE, OutgoingSegment, seconds
 from orchestrator.audio.segments import SegmentTracker
 from orchestrator.metrics import Metrics

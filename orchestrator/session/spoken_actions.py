@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from orchestrator.action_marks import LEAD_S, ActionMarks
+from musetalk_agent.protocol.action_marks import LEAD_S, ActionMarks
 
 PLANNED_MOST = 256
 """Of a session. A text of 5,000 characters has no more that anybody would see."""

@@ -114,7 +114,7 @@ class _Playing:
         shown: list[Mouth] = list(mouths(decided.features, session, actor.talker.batcher.engine.fade_out_frames))
         grid = grid_of(look, led)
         wanted = (
-            (max(0, number - take.frames.start), shown[int(at) - decided.first], number)
+            (session, max(0, number - take.frames.start), shown[int(at) - decided.first], number)
             for number, at in zip(led, grid, strict=True)
             if number >= take.frames.start
         )

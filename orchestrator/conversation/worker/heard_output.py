@@ -10,7 +10,7 @@ from livekit import rtc
 from livekit.agents.types import USERDATA_TIMED_TRANSCRIPT
 from livekit.plugins.musetalk.output import AvatarOutput
 
-from orchestrator.action_marks import LEAD_S
+from musetalk_agent.protocol.action_marks import LEAD_S
 from orchestrator.conversation.worker.room_captions import RoomCaptions
 from orchestrator.conversation.worker.spoken_words import SpokenWords
 

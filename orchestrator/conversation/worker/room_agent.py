@@ -13,7 +13,7 @@ from livekit.agents.stt import SpeechEventType
 from livekit.agents.types import USERDATA_TIMED_TRANSCRIPT, TimedString
 from livekit.agents.vad import VADEvent, VADEventType, VADStream
 
-from orchestrator.action_marks import ActionMarks, MarkTimes
+from musetalk_agent.protocol.action_marks import ActionMarks, MarkTimes
 from orchestrator.conversation.worker.backchannels import spoken
 from orchestrator.conversation.worker.early_recognition import EarlyRecognition
 from orchestrator.conversation.worker.early_sentences import EarlySentences

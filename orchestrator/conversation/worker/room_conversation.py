@@ -19,8 +19,8 @@ from livekit.agents.voice.turn import (
 )
 from pydantic import BaseModel
 
+from musetalk_agent.protocol.action_marks import ActionMarks
 from musetalk_agent.protocol.sdk_errors import clean_up
-from orchestrator.action_marks import ActionMarks
 from orchestrator.conversation.conversation_messages import (
     ConversationEnded,
     ConversationEvent,

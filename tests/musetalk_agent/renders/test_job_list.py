@@ -11,6 +11,7 @@ import pytest
 
 from musetalk_agent.renders import render_command
 from musetalk_agent.renders.job_list import JobsWrong, read_jobs
+from tests.musetalk_agent.avatars.clips import archive, encoded, face, moving
 from tests.musetalk_agent.tools.test_render_film import bursts, write_wav
 
 
@@ -141,3 +142,21 @@ def test_refusals_have_a_sentence(
     assert not (tmp_path / "nowhere").exists() and not list(tmp_path.glob("*.renders"))
     assert run("--engine", "pattern") == 2
     assert run(str(tmp_path / "jobs.yaml"), "--avatar", "x") == 2
+
+
+def test_a_clip_is_played_where_the_transcript_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_wav(tmp_path / "in.wav", bursts(2.0, 16_000), 16_000)
+    (tmp_path / "said.txt").write_text("mama [wave] papa")
+    (tmp_path / "idle.png").write_bytes(encoded(face(160)))
+    (tmp_path / "wave.zip").write_bytes(
+        archive([(f"{k}.png", encoded(each)) for k, each in enumerate(moving(12, 160))])
+    )
+    film = ("--avatar", str(tmp_path / "idle.png"), "--audio", str(tmp_path / "in.wav"), "-o", str(tmp_path / "a.mp4"))
+    said = ("--transcript", str(tmp_path / "said.txt"), "--engine", "warp", "--workers", "1")
+    assert run(*film, *said, "--clip", f"wave={tmp_path / 'wave.zip'}") == 0, capsys.readouterr().err
+    assert frames(tmp_path / "a.mp4") >= 50
+    assert run(*film, "--clip", "wave=x.mp4") == 2
+    assert "--transcript" in capsys.readouterr().err
+    assert run(*film, *said, "--clip", "wave") == 2
+    assert run(*film, *said, "--clip", f"wave={tmp_path / 'none.mp4'}") == 1
+    assert "none.mp4 cannot be read" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import io
 import time
 import wave
 import zipfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from musetalk_agent.protocol.renders import (
     RenderEnd,
     RenderFolder,
     RenderFormat,
+    RenderMark,
     RenderOrder,
     RenderRequest,
     RenderState,
@@ -61,10 +62,15 @@ class Bench:
         self.turns += 1
         self.on_turn()
 
-    def order(self, sound: np.ndarray, **fields: object) -> str:
+    def order(
+        self, sound: np.ndarray, marks: Sequence[RenderMark] = (), clips: dict[str, str] | None = None, **fields: object
+    ) -> str:
         render_id = new_render_id("shop", None)
         request = RenderRequest.model_validate({"text": "x", "engine": "pattern", "width": 64, "height": 64, **fields})
-        self.folder.create(RenderOrder(render_id=render_id, key="shop", created_at=0.0, request=request))
+        order = RenderOrder(
+            render_id=render_id, key="shop", created_at=0.0, request=request, marks=list(marks), clips=clips or {}
+        )
+        self.folder.create(order)
         with wave.open(str(self.folder.path(render_id) / "voice.wav"), "wb") as file:
             file.setnchannels(1)
             file.setsampwidth(2)

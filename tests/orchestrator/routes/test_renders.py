@@ -17,6 +17,7 @@ from musetalk_agent.protocol.renders import (
     RenderFailure,
     RenderFolder,
     RenderFormat,
+    RenderMark,
     RenderPlan,
     RenderState,
 )
@@ -272,3 +273,28 @@ async def test_without_a_folder_there_are_no_renders(running: Stage) -> None:
     answer: httpx.Response = await running.http.post("/renders", json=BODY)
     assert (answer.status_code, answer.json()["code"]) == (503, "renders_unavailable")
     assert (await running.http.get("/renders/ren_" + "0" * 24)).status_code == 503
+
+
+async def test_marks_of_a_text_become_actions_and_workers_get_the_clips(rendering: Stage, folder: RenderFolder) -> None:
+    avatar_id = (await rendering.http.post("/avatars", content=b"idle", headers={"X-Filename": "a.mp4"})).json()[
+        "avatar_id"
+    ]
+    put = await rendering.http.put(
+        f"/avatars/{avatar_id}/clips/wave", content=b"waving", headers={"X-Filename": "w.mp4"}
+    )
+    assert put.status_code == 201, put.text
+    body = {"avatar_id": avatar_id, "text": "Hello [wave] there [sic]."}
+    view = (await rendering.http.post("/renders", json=body)).json()
+    order = folder.order((await ticket(folder)).render_id)
+    assert order is not None and order.render_id == view["render_id"]
+    assert order.request.text == "Hello there [sic]."
+    assert order.marks == [RenderMark(name="wave", letters=5)]
+    assert set(order.clips) == {"idle", "wave"} and order.request.avatar_id == order.clips["idle"]
+    copied = {path.read_bytes() for path in folder.sources(order.render_id).iterdir()}
+    assert copied == {b"idle", b"waving"}
+    empty = await rendering.http.post("/renders", json={**body, "text": "[wave]"})
+    assert (empty.status_code, empty.json()["field"]) == (422, "text")
+    said = {"avatar_id": avatar_id, "audio_url": "http://example.com/a.wav", "transcript": "[wave] hello"}
+    await rendering.http.post("/renders", json=said)
+    by_sound = folder.order((await ticket(folder)).render_id)
+    assert by_sound is not None and by_sound.request.transcript == "hello" and by_sound.marks[0].letters == 0

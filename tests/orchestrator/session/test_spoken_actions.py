@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 import pytest
 
+from musetalk_agent.protocol.action_marks import LEAD_S, ActionMarks
 from musetalk_agent.protocol.messages import CaptionWord
-from orchestrator.action_marks import LEAD_S, ActionMarks
 from orchestrator.session.speech_queue import TextStream
 from orchestrator.session.spoken_actions import PLANNED_MOST, SpokenActions, TextActions
 from orchestrator.tts.segmentation import GrowingText

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.action_marks import ActionMark, ActionMarks, MarkTimes, letters
+from musetalk_agent.protocol.action_marks import ActionMark, ActionMarks, MarkTimes, letters
 
 NAMES = ("idle", "wave", "wave-2", "nod_slow", "7")
 

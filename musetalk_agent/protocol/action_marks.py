@@ -7,6 +7,9 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+IDLE = "idle"
+"""The clip that every avatar has: its own."""
+CLIP_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 LEAD_S = 0.2
 """So much before its words are heard an action is asked for: the agent takes up to 0.4 s to begin it, where the clips look most
 alike."""
