@@ -82,3 +82,13 @@ def with_alpha_below(frame: VideoFrame) -> VideoFrame:
         at = 2 * luma + index * 2 * quarter
         made[at : at + quarter] = colours[luma + index * quarter : luma + (index + 1) * quarter]
     return replace(frame, i420=made, height=2 * height, alpha=None)
+
+
+def without_alpha_below(frame: VideoFrame) -> VideoFrame:
+    """The upper half of a frame of `with_alpha_below`: its colours on black, without the alpha."""
+    width, height = frame.width, frame.height // 2
+    luma, quarter = width * height, width * height // 4
+    flat = frame.i420.reshape(-1)
+    begins = (0, luma), (2 * luma, quarter), (2 * luma + 2 * quarter, quarter)
+    planes = np.concatenate([flat[begin : begin + count] for begin, count in begins])
+    return replace(frame, i420=planes, height=height)

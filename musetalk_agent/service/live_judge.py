@@ -19,8 +19,11 @@ from typing import Any
 
 from musetalk_agent.agent_metrics import JUDGE_CORRELATION, JUDGE_FAULTS, JUDGE_LAG, JUDGED
 from musetalk_agent.clock import Clock
+from musetalk_agent.compose.layers import without_alpha_below
 from musetalk_agent.errors import RecordingFailed
+from musetalk_agent.media_types import Pcm, VideoFrame
 from musetalk_agent.protocol.http import FilmEntry, SessionState
+from musetalk_agent.publishers.base import MediaTap
 from musetalk_agent.publishers.film.fragment_log import FragmentLog
 from musetalk_agent.publishers.film.recorder import PartOptions, PartRecorder
 from musetalk_agent.session.session import Session
@@ -36,6 +39,26 @@ _LOOK_S = 0.5
 _JUDGED_WITHIN_S = 300.0
 """Time limit of the judge's process, which waits for CPU time on a busy machine."""
 _NO_FACE_ENGINE = "pattern"
+
+
+class _PictureTap:
+    """A tap that hands everything on; of frames with their alpha below them, which a transparent session has, the picture alone.
+
+    Args:
+        height: of the picture.
+    """
+
+    def __init__(self, tap: MediaTap, height: int) -> None:
+        self._tap, self._height = tap, height
+
+    def offer_audio(self, at: float, block: Pcm) -> None:
+        self._tap.offer_audio(at, block)
+
+    def offer_video(self, at: float, frame: VideoFrame) -> None:
+        self._tap.offer_video(at, frame if frame.height == self._height else without_alpha_below(frame))
+
+    def clear_audio(self, since: float) -> None:
+        self._tap.clear_audio(since)
 
 
 class LiveJudge:
@@ -79,11 +102,12 @@ class LiveJudge:
 
     async def record(self, session: Session, target: Path) -> bool:
         """Records the next `SAMPLE_S` seconds that the session publishes. Returns False for a short sample. Cancelling ends it."""
-        first, entries = session.pipeline.first, FragmentLog()
-        recorder = PartRecorder(PartOptions(first.width, first.height, session.bundle.fps), entries, self._clock)
+        size, entries = (session.bundle.width, session.bundle.height), FragmentLog()
+        recorder = PartRecorder(PartOptions(*size, session.bundle.fps), entries, self._clock)
+        tap = _PictureTap(recorder, size[1])
         try:
             await recorder.start()
-            if not session.add_tap(recorder):
+            if not session.add_tap(tap):
                 return False
             begun = self._clock.now()
             await self._until_over(session, begun + SAMPLE_S)
@@ -92,7 +116,7 @@ class LiveJudge:
             log.warning("a sample for the judge could not be recorded", extra={"session_id": session.id})
             return False
         finally:
-            session.remove_tap(recorder)
+            session.remove_tap(tap)
             await recorder.aclose()
         pieces = [entry.payload for entry in entries.after(0) if entry.kind in (FilmEntry.HEADER, FilmEntry.FRAGMENT)]
         await asyncio.to_thread(target.write_bytes, b"".join(pieces))

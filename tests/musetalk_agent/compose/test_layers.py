@@ -14,7 +14,7 @@ from musetalk_agent.avatars.cutout import Cutout, Matte, Scenery, enlarged, plai
 from musetalk_agent.avatars.matte_files import alpha_planes, scaled_planes
 from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.crossfade import Crossfade
-from musetalk_agent.compose.layers import laid, with_alpha_below
+from musetalk_agent.compose.layers import laid, on_black, with_alpha_below, without_alpha_below
 from musetalk_agent.media_types import Box, Patch, VideoFrame
 from tests.musetalk_agent.avatars import people
 
@@ -125,3 +125,11 @@ def test_planes_of_another_size() -> None:
     made = enlarged(SMALL, 32, 16)
     assert made.shape == (32 * 16 * 3 // 2,) and np.array_equal(made[:5], SMALL[0, :5])
     assert isinstance(laid(VideoFrame(SEEN.reshape(-1), SIDE, SIDE, 0)), VideoFrame)
+
+
+def test_the_picture_above_its_alpha_is_found_again() -> None:
+    frame = VideoFrame(PERSON.reshape(-1), SIDE, SIDE, 0, alpha=ALPHA)
+    stacked = with_alpha_below(frame)
+    found = without_alpha_below(stacked)
+    assert (found.width, found.height) == (SIDE, SIDE) and found.i420.flags.c_contiguous
+    assert np.array_equal(found.i420, on_black(frame))

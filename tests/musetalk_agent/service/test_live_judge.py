@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import av
 import psutil
 import pytest
 
@@ -51,9 +52,9 @@ def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @asynccontextmanager
-async def speaking(here: Agent) -> AsyncIterator[None]:
+async def speaking(here: Agent, **more: Any) -> AsyncIterator[None]:
     """The demo avatar says ten seconds."""
-    answer = await here.start(engine="warp", avatar={"avatar_id": DEMO_AVATAR_ID})
+    answer = await here.start(engine="warp", avatar={"avatar_id": DEMO_AVATAR_ID}, **more)
     assert answer.is_success, answer.text
     async with here.link() as socket:
         await socket.send(json.dumps({"type": "segment.start", "segment": 1, "sample_rate": FEATURE_RATE}))
@@ -76,6 +77,23 @@ async def test_a_session_that_speaks_is_judged_and_the_sample_is_gone(tmp_path: 
     after = judged()  # where the machine is too busy the sample lacks frames, and may fail
     assert after["passed"] + after["failed"] > before["passed"] + before["failed"]  # the next sample may be judged, too
     assert after["not_judged"] == before["not_judged"]
+
+
+async def test_of_a_session_without_a_background_the_picture_is_judged(
+    tmp_path: Path, samples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[tuple[int, int]] = []
+
+    async def look(_: LiveJudge, sample: Path) -> None:
+        with av.open(str(sample)) as film:
+            sizes.append((film.streams.video[0].width, film.streams.video[0].height))
+
+    monkeypatch.setattr(LiveJudge, "_judge", look)
+    settings = {"background": "transparent"}
+    async with agent(tmp_path, engine="warp", judge_every_s=0.05) as here, speaking(here, avatar_settings=settings):
+        status = (await here.http.get("/session/s1")).json()
+        await until(lambda: bool(sizes))
+    assert sizes[0] == (status["width"], status["height"]), "not the alpha below it"
 
 
 async def test_an_agent_that_ends_leaves_no_judge_and_no_sample(tmp_path: Path, samples: Path) -> None:
