@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integrations.conversation import lasting_agent
+from tests.integrations.conversation import lasting_agent, warm_python
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _the_agent_ends() -> Iterator[None]:
+def _what_lasts_ends() -> Iterator[None]:
     yield
     lasting_agent.end()
+    warm_python.end()

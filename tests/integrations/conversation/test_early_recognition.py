@@ -10,6 +10,7 @@ import pytest
 from orchestrator.conversation.conversations import PLUGIN, find_python
 from orchestrator.conversation.embedded_model import ROOT
 from orchestrator.worker_process import bare_environment
+from tests.integrations.conversation import warm_python
 from tests.waiting import NEVER_S
 
 pytestmark = pytest.mark.skipif(
@@ -139,7 +140,7 @@ PREFLIGHT, FINAL = "preflight_transcript", "final_transcript"
 def results() -> dict[str, Result]:
     """All in one process: livekit-agents is imported for seconds."""
     environment = bare_environment(path=(str(PLUGIN), str(ROOT)))
-    command = [str(find_python()), "-c", PROGRAM]
+    command = [warm_python.path(), "-c", PROGRAM]
     given = json.dumps(list(CASES.values())).encode()
     done = subprocess.run(command, input=given, env=environment, stdout=-1, timeout=NEVER_S, check=True)
     return dict(zip(CASES, (tuple(each) for each in json.loads(done.stdout)), strict=True))

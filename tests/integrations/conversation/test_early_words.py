@@ -11,6 +11,7 @@ import pytest
 from orchestrator.conversation.conversations import PLUGIN, find_python
 from orchestrator.conversation.embedded_model import ROOT
 from orchestrator.worker_process import bare_environment
+from tests.integrations.conversation import warm_python
 from tests.waiting import NEVER_S
 
 pytestmark = pytest.mark.skipif(
@@ -40,7 +41,7 @@ json.dump([[asyncio.run(pieces(text)) for text in texts], [oldest_kept(sizes) fo
 def answered(texts: list[str], sizes: list[list[int]]) -> Any:
     """Pieces of each text, each with how many of its words had come; and what is kept of each history."""
     environment = bare_environment(path=(str(PLUGIN), str(ROOT)))
-    program = [str(find_python()), "-c", PROGRAM]
+    program = [warm_python.path(), "-c", PROGRAM]
     done = subprocess.run(
         program, input=json.dumps([texts, sizes]).encode(), env=environment, stdout=-1, timeout=NEVER_S
     )

@@ -9,6 +9,7 @@ import pytest
 from orchestrator.conversation.conversations import PLUGIN, find_python
 from orchestrator.conversation.embedded_model import ROOT
 from orchestrator.worker_process import bare_environment
+from tests.integrations.conversation import warm_python
 from tests.waiting import NEVER_S
 
 pytestmark = pytest.mark.skipif(
@@ -44,7 +45,7 @@ asyncio.run(main())
 def settled(text: str, *, state: str = "speaking", held: bool = True, remaining: str = "") -> str:
     """What counts as said, and what became of the voice. `remaining`: seconds of the reply that are still to be heard."""
     environment = bare_environment(path=(str(PLUGIN), str(ROOT)))
-    command = [str(find_python()), "-c", PROGRAM, text, state, "held" if held else "", remaining]
+    command = [warm_python.path(), "-c", PROGRAM, text, state, "held" if held else "", remaining]
     return subprocess.run(command, env=environment, stdout=-1, timeout=NEVER_S, check=True).stdout.decode().strip()
 
 

@@ -10,6 +10,7 @@ import pytest
 from orchestrator.conversation.conversations import PLUGIN, find_python
 from orchestrator.conversation.embedded_model import ROOT
 from orchestrator.worker_process import bare_environment
+from tests.integrations.conversation import warm_python
 from tests.waiting import NEVER_S
 
 pytestmark = pytest.mark.skipif(
@@ -88,7 +89,7 @@ print(came, bool(held))
 def passed(kind: str, length_s: float) -> str:
     """What the gate lets through after the change, with the seconds of each recording; and whether it held the avatar's voice."""
     environment = bare_environment(path=(str(PLUGIN), str(ROOT)))
-    command = [str(find_python()), "-c", PROGRAM, kind, str(length_s)]
+    command = [warm_python.path(), "-c", PROGRAM, kind, str(length_s)]
     return subprocess.run(command, env=environment, stdout=-1, timeout=NEVER_S, check=True).stdout.decode().strip()
 
 
@@ -142,6 +143,6 @@ def test_one_sure_window_holds_an_avatar_that_is_heard_and_speech_to_one_that_li
     speaks: int, window: int
 ) -> None:
     environment = bare_environment(path=(str(PLUGIN), str(ROOT)))
-    command = [str(find_python()), "-c", WINDOWS, str(speaks)]
+    command = [warm_python.path(), "-c", WINDOWS, str(speaks)]
     done = subprocess.run(command, env=environment, stdout=-1, timeout=NEVER_S, check=True)
     assert done.stdout.decode().strip() == f"[{window}] [{window}]"

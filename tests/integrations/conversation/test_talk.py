@@ -24,7 +24,7 @@ from orchestrator.tts.voices import Voices
 from tests.fakes.openai_models import KEY, FakeModels
 from tests.fakes.serving import plain_config, serving
 from tests.fakes.stage import Stage
-from tests.integrations.conversation import lasting_agent
+from tests.integrations.conversation import lasting_agent, warm_python
 from tests.integrations.conversation.room_lines import follow_captions
 from tests.orchestrator.voice.stack import Stack, stack
 from tests.viewer import RATE
@@ -114,6 +114,7 @@ async def talk(
                 watches=False,
                 **{
                     "voice_standby": "off",
+                    "conversation_python": warm_python.path(),
                     "voices": Voices(named, synthesizers=[speaker]),
                     "llm_base_url": url + "/v1",
                     "llm_api_key": KEY,

@@ -16,6 +16,7 @@ import pytest
 from orchestrator.conversation.conversations import PLUGIN, find_python
 from orchestrator.conversation.embedded_model import ROOT
 from orchestrator.worker_process import bare_environment
+from tests.integrations.conversation import warm_python
 from tests.waiting import NEVER_S
 
 pytestmark = pytest.mark.skipif(
@@ -69,7 +70,7 @@ def spoken(*urls: str) -> list[dict[str, Any]]:
     """How much audio comes of one text from each server, or the error."""
     environment = bare_environment(path=(str(PLUGIN), str(ROOT)))
     done = subprocess.run(
-        [str(find_python()), "-c", PROGRAM, *urls], env=environment, stdout=subprocess.PIPE, timeout=NEVER_S
+        [warm_python.path(), "-c", PROGRAM, *urls], env=environment, stdout=subprocess.PIPE, timeout=NEVER_S
     )
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return found

@@ -11,6 +11,7 @@ import pytest
 from orchestrator.conversation.conversations import PLUGIN, find_python
 from orchestrator.conversation.embedded_model import ROOT
 from orchestrator.worker_process import bare_environment
+from tests.integrations.conversation import warm_python
 from tests.waiting import NEVER_S
 
 pytestmark = pytest.mark.skipif(
@@ -83,7 +84,7 @@ def found() -> Any:
     """All of it in one process: livekit-agents is imported for seconds."""
     environment = bare_environment(path=(str(PLUGIN), str(ROOT)))
     given = json.dumps([JUDGED, list(WHOLE)]).encode()
-    command = [str(find_python()), "-c", PROGRAM]
+    command = [warm_python.path(), "-c", PROGRAM]
     done = subprocess.run(command, input=given, env=environment, stdout=-1, timeout=NEVER_S, check=True)
     return json.loads(done.stdout)
 
