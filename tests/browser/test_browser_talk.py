@@ -191,7 +191,9 @@ async def test_what_is_said_is_shown_and_answered_aloud(page: Page, talking: Sta
     await page.until(f"{LINES}.some(([role]) => role === 'user')")
     await page.until(f"probe.rms() > {LOUD}")
     said = await watch(page, 30)
-    assert said[:, 1].mean() > 1.5 * idle[5:, 1].mean() + 0.5, "the mouth moves"
+    # A busy browser shows some frames late and none in between: by the most that ten in a row move more than the forehead does.
+    moved = np.convolve(said[:, 1] - said[:, 2], np.full(10, 0.1), "valid").max()
+    assert moved > 1.5 * np.median(idle[:, 1]) + 0.5, "the mouth moves"
     await page.until(f"{REPLIES} === 1")
     assert await agree(page, talking) == [
         ["user", "What is your name?", False],

@@ -23,7 +23,7 @@ _TURN_S, _PAUSE_S = 0.3, 0.3
 @dataclass
 class FakeRealtime:
     """`replies` are given in turn, the last one again and again; one may be calls of functions. `sent` are the client's events but
-    for sound, `keys` its keys.
+    for sound, `keys` its keys, `heard_s` the seconds of its sound.
     """
 
     replies: list[str | Calls] = field(default_factory=lambda: ["I have heard you."])
@@ -31,6 +31,7 @@ class FakeRealtime:
     sent: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
+    heard_s: float = 0.0
 
     @property
     def app(self) -> Starlette:
@@ -96,6 +97,7 @@ class _Connection:
 
     async def _hear(self, sound: np.ndarray[Any, np.dtype[np.int16]]) -> None:
         seconds = len(sound) / RATE
+        self._fake.heard_s += seconds
         loud = len(sound) > 0 and float(np.sqrt(np.mean(sound.astype(float) ** 2))) > _LOUD
         self._quiet = 0.0 if loud else self._quiet + seconds
         self._loud += seconds if loud else 0.0
