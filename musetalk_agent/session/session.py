@@ -198,19 +198,19 @@ class Session:
             await self.publisher.open(first, self._on_lost)
 
     async def _film_from_start(self) -> None:
-        """Begins the film that the start asks for. A session whose film cannot be recorded is held all the same, and warns."""
+        """Begins the film that the start asks for. Where its encoder does not start, the session warns and tries again."""
         if self._film_options is None:
             return
         try:
-            await self.record(self._film_options)
+            await self.record(self._film_options, again=True)
         except ProblemError as error:
             log.warning("the film was not begun", extra={"session_id": self.id, "error": str(error)})
             self.events.add(m.WarningEvent(code=error.code.value, message=str(error)))
 
-    async def record(self, options: FilmOptions) -> None:
+    async def record(self, options: FilmOptions, *, again: bool = False) -> None:
         """Begins to record, unless that is done already; returns when the encoder takes media.
 
-        Raises `RecordingFailed`. Cancelling leaves nothing begun.
+        Raises `RecordingFailed`; `again` as in `SessionFilm.record`. Cancelling leaves nothing begun.
         """
         if not self.add_tap(self.film):
             raise RecordingFailed(f"A session that publishes by {self.publisher.name!r} is not recorded.")
@@ -218,7 +218,7 @@ class Session:
         part = PartOptions(
             options.width or first.width, options.height or first.height, self.bundle.fps, options.skip_idle
         )
-        await self.film.record(part)
+        await self.film.record(part, again=again)
 
     def add_tap(self, tap: MediaTap) -> bool:
         """Hands everything that is heard and seen from now on to `tap` too. False where the publisher cannot."""

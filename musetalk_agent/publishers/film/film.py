@@ -40,20 +40,24 @@ class SessionFilm:
 
     @property
     def recording(self) -> bool:
-        """Whether media are taken."""
-        return self._keeper is not None
+        """Whether media are taken, or will be when the encoder has started again."""
+        return self._keeper is not None and not self._keeper.done()
 
-    async def record(self, options: PartOptions) -> None:
+    async def record(self, options: PartOptions, *, again: bool = False) -> None:
         """Begins a part, unless one is under way; returns when the encoder takes media. Raises `RecordingFailed`.
 
-        Cancelling leaves nothing begun.
+        With `again` an encoder that does not start is started again, as one that ends is. Cancelling leaves nothing begun.
         """
         async with self._changing:
-            if self._keeper is not None or self.entries.closed:
+            if self.recording or self.entries.closed:
                 return
-            part = await self._begin(options)
-            self._keeper = asyncio.create_task(self._keep(options, part), name="film-keeper")
-            self.entries.add(FilmEntry.SPOKEN, FILM_SPOKEN.pack(*self._spoken))
+            try:
+                part = await self._begin(options)
+            except RecordingFailed:
+                if again:
+                    self._keep_on(options, None)
+                raise
+            self._keep_on(options, part)
 
     async def stop(self) -> None:
         """Ends the part under way; returns when all of it is in the log, within 5 s. Idempotent."""
@@ -77,17 +81,22 @@ class SessionFilm:
         if part is not None:
             await part.aclose()
 
+    def _keep_on(self, options: PartOptions, part: PartRecorder | None) -> None:
+        self._keeper = asyncio.create_task(self._keep(options, part), name="film-keeper")
+
     async def _begin(self, options: PartOptions) -> PartRecorder:
         part = PartRecorder(options, self.entries, self._clock)
         await part.start()
         self._part = part
+        self.entries.add(FilmEntry.SPOKEN, FILM_SPOKEN.pack(*self._spoken))
         return part
 
-    async def _keep(self, options: PartOptions, part: PartRecorder) -> None:
-        """Starts the encoder again when it ends, with a new part, until it is cancelled."""
+    async def _keep(self, options: PartOptions, part: PartRecorder | None) -> None:
+        """Starts the encoder again when it ends, or when there is none yet, with a new part, until it is cancelled."""
         restarts, begun = 0, self._clock.now()
         while True:
-            await part.ended.wait()
+            if part is not None:
+                await part.ended.wait()
             restarts = 0 if self._clock.now() - begun > _STEADY_S else restarts + 1
             if restarts > _MOST_RESTARTS:
                 log.error("the film is given up: its encoder ends again and again")
@@ -95,11 +104,11 @@ class SessionFilm:
             log.warning("the encoder of a film ended, and is started again", extra={"restarts": restarts})
             FILM_RESTARTS.inc()
             await self._clock.sleep_until(self._clock.now() + _AGAIN_S)
-            begun = self._clock.now()
             try:
                 part = await self._begin(options)
             except RecordingFailed:
                 log.warning("the encoder of a film did not start")
+            begun = self._clock.now()
 
     def note_spoken(self, at: float, segment: int, second: float) -> None:
         """From `at` on (monotonic seconds) that segment is heard, from that second of it on. What just follows is not logged."""

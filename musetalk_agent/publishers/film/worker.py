@@ -10,6 +10,7 @@ import json
 import os
 import struct
 import sys
+from collections.abc import Callable
 from typing import BinaryIO
 
 import av
@@ -93,8 +94,11 @@ class IdleCut:
         return at - self._left_out
 
 
-def encode(source: BinaryIO, target: BinaryIO) -> None:
-    """Encodes the records of `source` up to their end, and writes the pieces to `target`. Raises what the encoders do."""
+def encode(source: BinaryIO, target: BinaryIO, ready: Callable[[], object] = lambda: None) -> None:
+    """Encodes the records of `source` up to their end, and writes the pieces to `target`; calls `ready` once the header is written.
+
+    Raises what the encoders do.
+    """
     about = json.loads(source.readline())
     shape = StreamShape(**about["shape"])
     options = {
@@ -106,6 +110,7 @@ def encode(source: BinaryIO, target: BinaryIO) -> None:
     container = av.open(_Output(target), "w", format="mp4", options=options)
     encoder = StreamEncoder(container, shape, _CODECS)
     encoder.open()
+    ready()
     cut = IdleCut() if about["skip_idle"] else None
     clock = _FilmClock(target)
     for item in read_records(source):
@@ -126,8 +131,9 @@ def encode(source: BinaryIO, target: BinaryIO) -> None:
 
 def main() -> None:
     """Encodes what comes until its end; then the rest is written."""
-    os.nice(NICENESS)
-    encode(sys.stdin.buffer, sys.stdout.buffer)
+    encode(
+        sys.stdin.buffer, sys.stdout.buffer, ready=lambda: os.nice(NICENESS)
+    )  # a start does not wait behind everything
 
 
 if __name__ == "__main__":

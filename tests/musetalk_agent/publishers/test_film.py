@@ -18,6 +18,7 @@ import pytest
 from musetalk_agent.clock import MonotonicClock
 from musetalk_agent.errors import RecordingFailed
 from musetalk_agent.protocol.http import FILM_CLOCK, FILM_ENTRY, FILM_LOG, FILM_SPOKEN, FilmEntry, FilmPart
+from musetalk_agent.publishers.film import film as film_module
 from musetalk_agent.publishers.film import recorder
 from musetalk_agent.publishers.film.film import SessionFilm
 from musetalk_agent.publishers.film.fragment_log import FragmentLog
@@ -209,6 +210,38 @@ async def test_an_encoder_that_is_not_ready_in_time_is_refused_and_nothing_is_le
     assert encoders() == before and not film.recording
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "film-reader"]
     await film.aclose()
+
+
+async def test_a_session_whose_encoder_did_not_start_is_recorded_from_the_next_start_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(film_module, "_AGAIN_S", 0.0)
+    monkeypatch.setattr(recorder, "_READY_S", 0.0)
+    film, before = SessionFilm(MonotonicClock()), encoders()
+    with pytest.raises(RecordingFailed):
+        await film.record(OPTIONS, again=True)
+    assert film.recording
+    monkeypatch.setattr(recorder, "_READY_S", NEVER_S)
+    await until(lambda: film._part is not None)
+    await film.aclose()
+    kinds = [entry.kind for entry in film.entries.after(0)]
+    assert kinds[-2:] == [FilmEntry.END, FilmEntry.CLOSED] and kinds.count(FilmEntry.SPOKEN) == 1
+    assert encoders() == before and not film.recording
+
+
+async def test_an_encoder_that_never_starts_is_given_up_and_may_be_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(film_module, "_AGAIN_S", 0.0)
+    monkeypatch.setattr(recorder, "_READY_S", 0.0)
+    film, before = SessionFilm(MonotonicClock()), encoders()
+    with pytest.raises(RecordingFailed):
+        await film.record(OPTIONS, again=True)
+    await until(lambda: not film.recording)
+    with pytest.raises(RecordingFailed):
+        await film.record(OPTIONS)
+    await film.aclose()
+    assert encoders() == before and [entry.kind for entry in film.entries.after(0)] == [FilmEntry.CLOSED]
 
 
 def test_the_log_holds_so_much_and_says_what_is_gone() -> None:
