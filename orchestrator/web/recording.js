@@ -1,6 +1,6 @@
 /**
- * The buttons that record the avatar, or its room where the deployment can, and the one that downloads the film, while it grows and
- * after the end.
+ * The buttons that record the avatar, or its room where the deployment can, and those that download the film, while it grows
+ * and after the end, and delete it.
  *
  * @module recording
  */
@@ -24,11 +24,14 @@ export class Recording {
     this.id = null;
     this.live = false;
     this.busy = false;
+    /** Delete was pressed once. */
+    this.armed = false;
     /** @type {import("./avatar-client.js").RecordingStatus | null} */
     this.reported = null;
     $("record").addEventListener("click", () => void this.toggle());
     $("record-room").addEventListener("click", () => void this.toggle("room"));
     $("film").addEventListener("click", () => void this.download());
+    $("film-delete").addEventListener("click", () => void this.delete());
     setInterval(() => void this.#look(), LOOK_MS);
     this.#show();
   }
@@ -37,6 +40,7 @@ export class Recording {
   open(id) {
     this.id = id;
     this.live = true;
+    this.armed = false;
     this.reported = null;
     this.#show();
     void this.#look(true); // what can be recorded, and whether it is already
@@ -72,9 +76,25 @@ export class Recording {
     });
   }
 
+  /** Deletes the film when it is pressed twice in a row. One that grows begins again, empty. */
+  async delete() {
+    const { id } = this;
+    if (id === null || this.busy) return;
+    if (!this.armed) {
+      this.armed = true;
+      this.#show();
+      return;
+    }
+    await this.#ask(id, async () => {
+      await this.client.deleteRecording(id);
+      return this.client.recording(id);
+    });
+  }
+
   /** @param {string} id @param {() => Promise<import("./avatar-client.js").RecordingStatus>} call */
   async #ask(id, call) {
     this.busy = true;
+    this.armed = false;
     this.#show();
     try {
       this.#take(id, await call());
@@ -120,6 +140,9 @@ export class Recording {
     const { bytes = 0, seconds = 0 } = this.reported ?? {};
     $("film").hidden = !bytes;
     $("film").disabled = this.busy;
+    $("film-delete").hidden = !bytes;
+    $("film-delete").disabled = this.busy;
+    setText($("film-delete"), t(this.armed ? "record.really" : "record.delete"));
     setText($("film"), t("record.download", { seconds: seconds.toFixed(0), size: (bytes / 1e6).toFixed(1) }));
   }
 }

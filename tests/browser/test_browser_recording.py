@@ -91,6 +91,24 @@ async def test_record_download_stop_and_download_again(page: Page) -> None:
         await page.until("thrown === 'recording_not_found'")
 
 
+async def test_a_film_is_deleted_by_pressing_twice(page: Page) -> None:
+    async with stage() as here:
+        session_id = await opened(page, here)
+        await page.click("#record")
+        await page.until(PRESSED % "true")
+        here.agent.films.grow(13)
+        await page.until(HIDDEN % ("film-delete", "false"))
+        await page.click("#record")
+        await page.until(PRESSED % "false")
+        await page.click("#film-delete")
+        assert await page.run(TEXT % "film-delete") == "Delete the film for good"
+        assert (await here.http.get(f"/session/{session_id}/recording.mp4")).status_code == 200
+        await page.click("#film-delete")
+        await page.until(HIDDEN % ("film-delete", "true"))
+        assert await page.run("document.getElementById('film').hidden")
+        assert (await here.http.get(f"/session/{session_id}/recording.mp4")).status_code == 404
+
+
 async def test_a_session_that_ends_while_it_is_recorded_leaves_its_film(page: Page) -> None:
     async with stage() as here:
         session_id = await opened(page, here)
