@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -42,6 +42,10 @@ class Cutout:
         transparent: nothing is behind.
     """
 
+    _last: list[tuple[int, Pixels]] = field(
+        default_factory=list, init=False, repr=False
+    )  # a still picture asks for one again
+
     matte: Matte
     scenery: Scenery | None = None
     transparent: bool = False
@@ -52,8 +56,14 @@ class Cutout:
             return None
         if self.scenery is not None:
             return self.scenery.planes.reshape(-1)
+        for index, planes in self._last:
+            if index == idle_index:
+                return planes
         height, width = self.matte.alpha.shape[1:]
-        return enlarged(self.matte.blurred[idle_index], width, height)
+        made = enlarged(self.matte.blurred[idle_index], width, height)
+        made.flags.writeable = False
+        self._last[:] = [(idle_index, made)]
+        return made
 
 
 def enlarged(i420: Pixels, width: int, height: int) -> Pixels:

@@ -7,8 +7,8 @@ out; what is far from it, and the picture's border there, stands still.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -26,6 +26,8 @@ from musetalk_agent.media_types import Box, Pixels, VideoFrame
 from musetalk_agent.protocol.avatar_settings import Mood
 
 Field = NDArray[np.float32]
+Part = tuple[slice, slice]
+"""Rows and columns."""
 
 _TEMPLES, _TOP, _CHIN = (234, 454), 10, 152
 _PITCH = 0.73
@@ -46,6 +48,11 @@ _SEEN = 0.5
 """Points of the mesh within its smoothing, from which on a depth is the mesh's own."""
 _NODES = 28
 """Nodes of the field in a face's width: an iris has three."""
+_REACH = 0.04
+"""Widths of the face by which pixels move at most, but for a few poses."""
+_TILE = 32
+"""Pixels on each side of what is looked at for an edge of the person."""
+_OPAQUE = 255
 _KEPT = 8
 """Frames whose enlarged luma is kept: a picture has five. 1 MB each at 512×512."""
 _EYES = ((33, 133, 159, 145), (362, 263, 386, 374))
@@ -109,9 +116,13 @@ class FaceWarp:
         self._step = step
         self._moods = {mood: _planes(self._head.mood(nodes, mood)) for mood in _MOODS}
         self._mesh = points, self._head.fields(points)
+        self._reach = math.ceil(_REACH * self._head.width)
         self._kept: OrderedDict[int, tuple[Pixels, Pixels]] = (
             OrderedDict()
         )  # by address: planes, and their luma enlarged
+        self._shares: OrderedDict[int, tuple[Pixels, Pixels, list[Part]]] = (
+            OrderedDict()
+        )  # the same of alpha, and its edges
 
     def moved(
         self, frame: VideoFrame, pose: Pose, mood: Mood = "neutral", drawn: tuple[Pixels, Box] | None = None
@@ -130,15 +141,21 @@ class FaceWarp:
         width, height = self._size
         planes, before = np.array(frame.i420).reshape(-1), frame.i420.reshape(-1)
         luma, quarter = width * height, width * height // 4
-        enlarged = self._enlarged(frame.i420, drawn)
-        self._move([(enlarged, planes[:luma].reshape(height, width))], source, fine=True)
+        enlarged, alpha = self._enlarged(frame.i420, drawn), frame.alpha
+        across, down = self._maps(source, fine=True)
+        _sample(enlarged, across, down, self._boxed(planes[:luma].reshape(height, width)))
+        if alpha is not None:
+            share, parts = self._share(alpha)
+            if float(np.abs(source - self._nodes).max()) >= self._reach:
+                parts = [(slice(None), slice(None))]
+            alpha = np.array(alpha)
+            for part in parts:
+                _sample(share, across[part], down[part], self._boxed(alpha)[part])
         halved = (source - np.float32(0.5)) * np.float32(0.5)
         chroma = [flat[luma : luma + 2 * quarter].reshape(2, height // 2, width // 2) for flat in (before, planes)]
-        self._move(zip(*chroma, strict=True), halved, half=True)
-        alpha = frame.alpha
-        if alpha is not None:
-            alpha = np.array(alpha)
-            self._move([(np.asarray(frame.alpha), alpha)], source)
+        across, down = self._maps(halved, half=True)
+        for one, other in zip(*chroma, strict=True):
+            _sample(self._boxed(one, half=True), across, down, self._boxed(other, half=True))
         return replace(frame, i420=planes, alpha=alpha)
 
     def mesh(self, pose: Pose) -> Points:
@@ -146,15 +163,13 @@ class FaceWarp:
         points, fields = self._mesh
         return np.asarray(points + _sum(fields, pose), np.float32)
 
-    def _move(
-        self, planes: Iterable[tuple[Pixels, Pixels]], source: Field, *, half: bool = False, fine: bool = False
-    ) -> None:
-        """Fills the box of planes that move alike.
+    def _maps(self, source: Field, *, half: bool = False, fine: bool = False) -> tuple[Pixels, Pixels]:
+        """From where in the box each of its pixels comes, across and down, float32 `[rows, columns]`; where it is `fine`, in the
+        box enlarged twice.
 
         Args:
-            planes: before and after. Before is the box alone where it is `fine`, else the whole plane; after is the whole plane,
-                `half` of the luma's size or as large.
-            source: where the nodes come from, float32 `[2, rows, columns]` in pixels of the plane after.
+            source: where the nodes come from, float32 `[2, rows, columns]` in pixels of the plane, `half` of the luma's size or as
+                large.
         """
         left, top, right, bottom = (at // 2 for at in self._box) if half else self._box
         step = self._step // 2 if half else self._step
@@ -164,9 +179,29 @@ class FaceWarp:
         rows, columns = source.shape[1:]
         whole = (cv2.resize(each, (columns * step, rows * step)) for each in source)
         across, down = (each[step : step + bottom - top, step : step + right - left] for each in whole)
-        for before, after in planes:
-            part = before if fine else before[top:bottom, left:right]
-            cv2.remap(part, across, down, cv2.INTER_LINEAR, after[top:bottom, left:right], cv2.BORDER_REFLECT_101)
+        return across, down
+
+    def _boxed(self, plane: Pixels, *, half: bool = False) -> Pixels:
+        left, top, right, bottom = (at // 2 for at in self._box) if half else self._box
+        return plane[top:bottom, left:right]
+
+    def _edges(self, alpha: Pixels) -> list[Part]:
+        """The parts of the box in which the person's share may change: those near which there is neither nothing nor all of it."""
+        boxed = self._boxed(alpha)
+        around = np.ones((2 * self._reach + 1,) * 2, np.uint8)
+        edge = (cv2.dilate(boxed, around) > 0) & (cv2.erode(boxed, around) < _OPAQUE)
+        rows, columns = edge.shape
+        parts: list[Part] = []
+        for top in range(0, rows, _TILE):
+            tiles = [edge[top : top + _TILE, left : left + _TILE].any() for left in range(0, columns, _TILE)]
+            begin: int | None = None
+            for k, found in enumerate([*tiles, False]):
+                if found and begin is None:
+                    begin = k
+                elif not found and begin is not None:
+                    parts.append((slice(top, top + _TILE), slice(begin * _TILE, k * _TILE)))
+                    begin = None
+        return parts
 
     def _enlarged(self, planes: Pixels, drawn: tuple[Pixels, Box] | None) -> Pixels:
         """The luma within the box, enlarged twice: sampled linearly that is as sharp as cubic sampling, in half the time."""
@@ -199,11 +234,29 @@ class FaceWarp:
                     self._kept.popitem(last=False)
         return found[1]
 
+    def _share(self, alpha: Pixels) -> tuple[Pixels, list[Part]]:
+        """The person's share within the box, enlarged twice, and its edges. Of what does not change it is kept."""
+        address = int(alpha.ctypes.data)
+        found = self._shares.get(address)
+        if found is None:
+            found = alpha, _twice(self._boxed(alpha)), self._edges(alpha)
+            if not alpha.flags.writeable:
+                self._shares[address] = found
+                if len(self._shares) > _KEPT:
+                    with suppress(KeyError):  # another thread may have emptied it
+                        self._shares.popitem(last=False)
+        return found[1:]
+
     def _luma(self, planes: Pixels) -> Pixels:
         """Of the box."""
         left, top, right, bottom = self._box
         width, height = self._size
         return np.asarray(planes.reshape(-1)[: width * height].reshape(height, width)[top:bottom, left:right])
+
+
+def _sample(before: Pixels, across: Pixels, down: Pixels, after: Pixels) -> None:
+    """Fills `after` with what is at these places of `before`."""
+    cv2.remap(before, across, down, cv2.INTER_LINEAR, after, cv2.BORDER_REFLECT_101)
 
 
 def _twice(plane: Pixels) -> Pixels:

@@ -11,7 +11,6 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from musetalk_agent.avatars.cutout import plain
 from musetalk_agent.avatars.matte_files import alpha_planes
 from musetalk_agent.media_types import Pixels, VideoFrame
 
@@ -22,6 +21,9 @@ _FAINT = 8 / 255
 """Up to this share a colour times it is too few levels to be known from it."""
 _AS_LUMA = np.rint(16 + np.arange(256) * (219 / 255)).astype(np.uint8)
 """Alpha as luma in limited range (BT.709-6, table 5)."""
+_BLACK_LUMA = np.rint(np.arange(256) * (16 / 255)).astype(np.uint8)
+_BLACK_CHROMA = np.rint(np.arange(256) * (_CHROMA_ZERO / 255)).astype(np.uint8)
+"""Black's values times what a pixel has of the background."""
 
 
 def laid(frame: VideoFrame) -> VideoFrame:
@@ -35,8 +37,26 @@ def laid(frame: VideoFrame) -> VideoFrame:
 
 def on_black(frame: VideoFrame) -> Pixels:
     """The planes of a frame with alpha on black, uint8 `[h·w·3/2]`: its colours times its alpha."""
+    luma = frame.width * frame.height
+    made = np.empty(luma * 3 // 2, np.uint8)
+    _on_black(frame, made[:luma], made[luma : luma * 5 // 4], made[luma * 5 // 4 :])
+    return made
+
+
+def _on_black(frame: VideoFrame, *into: Pixels) -> None:
+    """Writes the three planes of a frame with alpha on black, each one after the other."""
     assert frame.alpha is not None
-    return _over(frame, frame.alpha, plain((0, 0, 0), frame.width, frame.height).planes)
+    luma, quarter, half = (
+        frame.width * frame.height,
+        frame.width * frame.height // 4,
+        (frame.height // 2, frame.width // 2),
+    )
+    shown, flat = np.invert(frame.alpha), frame.i420.reshape(-1)
+    cv2.add(flat[:luma].reshape(shown.shape), cv2.LUT(shown, _BLACK_LUMA), dst=into[0].reshape(shown.shape))
+    shown = cv2.LUT(cv2.resize(shown, half[::-1], interpolation=cv2.INTER_AREA), _BLACK_CHROMA)
+    for index, plane in enumerate(into[1:]):
+        begin = luma + index * quarter
+        cv2.add(flat[begin : begin + quarter].reshape(half), shown, dst=plane.reshape(half))
 
 
 def straight(frame: VideoFrame) -> tuple[Pixels, Pixels]:
@@ -73,15 +93,13 @@ def _over(frame: VideoFrame, alpha: Pixels, behind: Pixels) -> Pixels:
 def with_alpha_below(frame: VideoFrame) -> VideoFrame:
     """A frame of twice the height: its colours on black, and below them its alpha as luma, 16 for nothing and 235 for all."""
     assert frame.alpha is not None
-    width, height = frame.width, frame.height
-    colours, luma, quarter = on_black(frame), width * height, width * height // 4
-    made = np.full(3 * luma, _CHROMA_ZERO, np.uint8)
-    made[:luma] = colours[:luma]
-    made[luma : 2 * luma] = cv2.LUT(frame.alpha, _AS_LUMA).reshape(-1)
-    for index in range(2):
-        at = 2 * luma + index * 2 * quarter
-        made[at : at + quarter] = colours[luma + index * quarter : luma + (index + 1) * quarter]
-    return replace(frame, i420=made, height=2 * height, alpha=None)
+    luma, quarter = frame.width * frame.height, frame.width * frame.height // 4
+    made = np.empty(3 * luma, np.uint8)
+    chroma = made[2 * luma :].reshape(2, 2, quarter)
+    chroma[:, 1] = _CHROMA_ZERO
+    _on_black(frame, made[:luma], chroma[0, 0], chroma[1, 0])
+    cv2.LUT(frame.alpha, _AS_LUMA, dst=made[luma : 2 * luma].reshape(frame.alpha.shape))
+    return replace(frame, i420=made, height=2 * frame.height, alpha=None)
 
 
 def without_alpha_below(frame: VideoFrame) -> VideoFrame:

@@ -217,3 +217,18 @@ def test_a_head_that_the_picture_cuts_moves_too(seen: Face, corner: tuple[int, i
     assert 0.2 < np.abs(shown(moved).astype(int) - shown(before)).mean() < 25
     away = FaceWarp(points + 4000, relief(seen), (SIDE, SIDE)).moved(before, POSES[-1])
     assert away is before
+
+
+@pytest.mark.parametrize("pose", [Pose(0.03, -0.03, 0.02, -0.01, 0.01, 0.02), Pose(x=0.2)], ids=["usual", "far"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_persons_share_moves_as_its_colours_do(warp: FaceWarp, pose: Pose, kept: bool) -> None:
+    """A white person's luma is its share: at every edge the two must stay one, or a rim is seen before another background."""
+    y, x = np.mgrid[:SIDE, :SIDE]
+    away = np.hypot((x - SIDE / 2) / 0.3, (y - SIDE / 2) / 0.4) + 6 * np.sin(x / 5) * np.sin(y / 7)
+    alpha = np.clip((SIDE - away) * 12, 0, 255).astype(np.uint8)
+    planes = np.full(SIDE * SIDE * 3 // 2, 128, np.uint8)
+    planes[: SIDE * SIDE] = alpha.reshape(-1)
+    planes.flags.writeable = alpha.flags.writeable = not kept
+    moved = warp.moved(VideoFrame(planes, SIDE, SIDE, 0, alpha=alpha), pose)
+    assert moved.alpha is not None and not np.array_equal(moved.alpha, alpha)
+    assert np.array_equal(moved.i420[: SIDE * SIDE].reshape(SIDE, SIDE), moved.alpha)
