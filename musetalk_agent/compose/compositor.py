@@ -11,6 +11,7 @@ from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.face import Points
 from musetalk_agent.avatars.framing import crop_i420, to_i420
 from musetalk_agent.avatars.matte_files import alpha_planes
+from musetalk_agent.compose.bent_planes import KeptPicture, changed_box, planes_of
 from musetalk_agent.compose.face_warp import FaceWarp, warp_of
 from musetalk_agent.compose.head_motion import AS_IT_IS, Pose
 from musetalk_agent.media_types import Box, Patch, Pixels, Tag, VideoFrame
@@ -46,8 +47,8 @@ def _changed(person: Pixels, before: Pixels, after: Pixels, share: Pixels) -> Pi
 
 
 class Compositor:
-    """Composes frames of one bundle; it keeps nothing from frame to frame, so any thread may call it. Poses are for still pictures:
-    a clip passes them over.
+    """Composes frames of one bundle; it keeps nothing of a frame that was composed, so any thread may call it. Poses are for still
+    pictures: a clip passes them over.
 
     Args:
         idle_patch: the patch over each idle frame outside speech, by index; None for none.
@@ -59,6 +60,10 @@ class Compositor:
         self._cutout = bundle.cutout
         self._width, self._height = bundle.width, bundle.height
         self._known_warp: FaceWarp | None = None
+        self._known_picture: KeptPicture | None = None
+        self._closed: dict[
+            int, Box | None
+        ] = {}  # by frame of a picture, whose eyes close: where it differs from the first
 
     @property
     def fps(self) -> int:
@@ -99,8 +104,18 @@ class Compositor:
         warp = self._warp
         if warp is None:
             return frame
-        drawn = None if patch is None else (self._planes(frame.idle_index), patch.box)
-        return warp.moved(frame, pose, self._bundle.mood, drawn)
+        if self._known_picture is None:
+            self._known_picture = warp.keep(self._planes(0))
+        changed = [self._closed_eyes(frame.idle_index), None if patch is None else patch.box]
+        return warp.moved(
+            frame, pose, self._bundle.mood, self._known_picture, [box for box in changed if box is not None]
+        )
+
+    def _closed_eyes(self, idle_index: int) -> Box | None:
+        if idle_index not in self._closed:
+            first, frame = (planes_of(self._planes(index), (self._width, self._height)) for index in (0, idle_index))
+            self._closed[idle_index] = changed_box(first, frame)
+        return self._closed[idle_index]
 
     def _planes(self, idle_index: int) -> Pixels:
         """Of an idle frame, or of its person."""
