@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -21,6 +20,7 @@ from musetalk_agent.engines.warp.idle_shapes import (
     Ints,
     apertures,
     chosen,
+    kept_beside,
     nearest,
     outlines,
     rest_shapes,
@@ -29,20 +29,20 @@ from musetalk_agent.engines.warp.idle_shapes import (
     steadied,
     whole_chins,
 )
+from musetalk_agent.engines.warp.inside_pose import InsidePose, poses_of
 from musetalk_agent.engines.warp.interior import Palette, teeth_seen
-from musetalk_agent.engines.warp.lips import refine, sample
+from musetalk_agent.engines.warp.light import LIGHT_SEEN, light_of
+from musetalk_agent.engines.warp.lips import refine
 from musetalk_agent.engines.warp.mouth_space import (
     IL,
     IU,
     LEVELS,
-    OL,
-    OU,
     SAMPLES,
     SUBNASALE,
     Floats,
     MouthShape,
-    S,
     eye_frame,
+    in_window,
     mesh_shape,
     pose_frames,
     to_mouth,
@@ -76,7 +76,8 @@ class WarpArtefacts:
         sides: float32 `[n, 2]`, how far the face's outline is to the left and right of each idle frame's mouth.
         top: `v` of the base of the nose, where the deformation begins.
         palette: colours of the inside.
-        light: float32 `[n, LIGHT_ROWS, LIGHT_COLS, 3]`, how much brighter each idle frame is than its reference (BGR).
+        light: float32 `[n, LIGHT_ROWS, LIGHT_COLS, 3]`, how many times as bright as its reference each idle frame is (BGR).
+        inside: float32 `[n, 7]`, how the inside of the mouth is turned and lit in each idle frame (see `InsidePose`).
         parts: int32 `[n, 4]`, where the lower faces that are enlarged lie (see `enlarged.places`).
         mouths: uint8 `[n, h, w, 4]`, these, memory-mapped; None while they are not stored.
     """
@@ -91,6 +92,7 @@ class WarpArtefacts:
     top: float
     palette: Palette
     light: Floats
+    inside: Floats
     parts: NDArray[np.int32]
     mouths: Pixels | None = None
 
@@ -102,7 +104,7 @@ class WarpArtefacts:
     @cached_property
     def movements(self) -> tuple[Movements, ...]:
         """How each idle frame's mouth moves."""
-        return tuple(Movements.of(rest) for rest in self.rests)
+        return tuple(Movements.of(rest, sides) for rest, sides in zip(self.rests, self.sides, strict=True))
 
     @cached_property
     def _cut(self) -> tuple[tuple[MouthShape, MouthShape], ...]:
@@ -118,7 +120,12 @@ class WarpArtefacts:
     @cached_property
     def lit_otherwise(self) -> tuple[bool, ...]:
         """Whether each idle frame's light differs visibly from its reference's."""
-        return tuple((np.abs(self.light).max((1, 2, 3)) >= LIGHT_SEEN).tolist())
+        return tuple((np.abs(self.light - 1).max((1, 2, 3)) >= LIGHT_SEEN).tolist())
+
+    @cached_property
+    def poses(self) -> tuple[InsidePose, ...]:
+        """How the inside of the mouth is turned and lit in each idle frame."""
+        return tuple(InsidePose(*row) for row in self.inside.tolist())
 
     def part(self, idle_index: int) -> Box:
         """Where the enlarged lower face of an idle frame lies in the image."""
@@ -151,14 +158,18 @@ class WarpArtefacts:
         references, shapes = np.array([first, *others], np.int64), (shape, *others.values())
         shown = nearest(angles, references)
         idle_shapes = settled(meshes, angles, shapes, references, shown)
-        image, frame = np.asarray(bundle.faces[first]), in_window(bundle, frames, first)
+        image, frame = np.asarray(bundle.faces[first]), in_window(frames[first], bundle.boxes[first, :2])
         top = float(to_mouth(frames[first], landmarks[first, SUBNASALE])[1])
         palette = Palette.of(image, frame, shape, _teeth(bundle, landmarks))
         rests = rest_shapes(idle_shapes, shapes, references, shown, smile_of(meshes, angles))
         sides = outlines(frames, landmarks, rests)
-        light = light_differences(bundle, frames, idle_shapes, shapes, references, shown)
+        rests = kept_beside(rests, idle_shapes, sides)
+        light = light_of(bundle, frames, idle_shapes, shapes, references, shown)
+        inside = np.hstack([poses_of(frames, landmarks, idle_shapes, angles), light.inside])
         parts = enlarged.places(bundle, frames, rests, idle_shapes, top)
-        return cls(frames, idle_shapes, references, shapes, shown, rests, sides, top, palette, light, parts)
+        return cls(
+            frames, idle_shapes, references, shapes, shown, rests, sides, top, palette, light.gains, inside, parts
+        )
 
     def save(self, bundle: Bundle, folder: Path) -> WarpArtefacts:
         """Writes them into `folder`, each file whole or not at all, and gives back what `load` would. Raises OSError."""
@@ -177,6 +188,7 @@ class WarpArtefacts:
             "teeth": teeth,
             "palette": colours,
             "light": self.light,
+            "inside": self.inside,
             "parts": self.parts,
         }
         save_arrays(folder / FILE, arrays)
@@ -194,7 +206,11 @@ class WarpArtefacts:
                 raise ValueError(f"curves have the shape {curves.shape}")
             shapes = tuple(MouthShape(float(c), float(h), k) for (c, h), k in zip(sizes, curves, strict=True))
             count = len(stored["frames"])
-            if len(shapes) != 2 * count + len(stored["references"]) or len(stored["shown"]) != count:
+            if (
+                len(shapes) != 2 * count + len(stored["references"])
+                or len(stored["shown"]) != count
+                or stored["inside"].shape != (count, 7)
+            ):
                 raise ValueError(f"{len(shapes)} shapes for {count} idle frames")
             return cls(
                 stored["frames"],
@@ -207,6 +223,7 @@ class WarpArtefacts:
                 float(stored["top"]),
                 Palette.loaded(stored["teeth"], stored["palette"]),
                 stored["light"],
+                stored["inside"],
                 stored["parts"],
                 enlarged.load(stored["parts"], folder),
             )
@@ -222,7 +239,9 @@ def _exact(bundle: Bundle, landmarks: Floats, idle_index: int) -> tuple[MouthSha
 
 def _refined(bundle: Bundle, frames: Floats, mesh: MouthShape, idle_index: int) -> MouthShape:
     """The shape of one idle frame in the clip's common mouth space, its inner edges from the pixels."""
-    return refine(mesh, in_window(bundle, frames, idle_index), np.asarray(bundle.faces[idle_index]))
+    return refine(
+        mesh, in_window(frames[idle_index], bundle.boxes[idle_index, :2]), np.asarray(bundle.faces[idle_index])
+    )
 
 
 def _usable(bundle: Bundle, landmarks: Floats) -> Ints:
@@ -255,67 +274,3 @@ def _reference(bundle: Bundle, landmarks: Floats) -> tuple[int, MouthShape]:
     alike = [one for one in seen if abs(float(aperture[one[1]] - aperture[least[1]])) < ALIKE]
     _, idle_index, shape = sorted(alike, key=lambda one: one[0])[len(alike) // 2]
     return idle_index, shape
-
-
-LIGHT_MOST = 25.0
-"""Levels by which the reference's skin is made lighter or darker at most."""
-LIGHT_SEEN = 0.5
-"""Differences of light up to this many levels are not laid on."""
-LIPS_AROUND = 0.03
-"""How far around the lips nothing is compared (eye distances)."""
-LIGHT_ROWS, LIGHT_COLS = 12, 16
-LIGHT_AREA = (-0.6, 0.6, 0.3, 1.25)
-"""Where light is compared between idle frames: u from, to; v from, to."""
-
-
-def in_window(bundle: Bundle, frames: Floats, idle_index: int) -> Floats:
-    """Mouth space to pixels of the face window of `idle_index`."""
-    frame = frames[idle_index].astype(np.float32, copy=True)
-    frame[:, 2] -= bundle.boxes[idle_index, :2]
-    return np.asarray(frame, np.float32)
-
-
-def light_differences(
-    bundle: Bundle,
-    frames: Floats,
-    idle_shapes: tuple[MouthShape, ...],
-    shapes: tuple[MouthShape, ...],
-    references: Ints,
-    shown: Ints,
-) -> Floats:
-    """Low-frequency differences of colour between each idle frame and its reference, the lips left out and filled from around.
-
-    Only what is skin in both counts: beside a turned face lies what is behind it.
-    """
-    u0, u1, v0, v1 = LIGHT_AREA
-    fine = 4
-    rows, cols = LIGHT_ROWS * fine, LIGHT_COLS * fine
-    u, v = np.meshgrid(np.linspace(u0, u1, cols, dtype=np.float32), np.linspace(v0, v1, rows, dtype=np.float32))
-    first = int(references[0])
-    middle = float(to_mouth(frames[first], bundle.landmarks[first, 0])[1]) + 0.06
-    beside = np.clip(np.hypot(u / 0.4, (v - middle) / 0.24) * 4 - 4, 0.002, 1).astype(np.float32)
-
-    def low(idle_index: int, mouth: MouthShape) -> tuple[Floats, Floats]:
-        window = np.asarray(bundle.faces[idle_index])
-        seen = sample(window, in_window(bundle, frames, idle_index), u, v).astype(np.float32)
-        outline = cv2.convexHull(to_mouth(frames[idle_index], bundle.landmarks[idle_index]))[:, 0]
-        hull = (outline - (u0, v0)) * ((cols - 1) / (u1 - u0), (rows - 1) / (v1 - v0))
-        face = np.zeros((rows, cols), np.uint8)
-        cv2.fillConvexPoly(face, np.round(hull).astype(np.int32), 1)
-        face = np.asarray(cv2.erode(face, np.ones((5, 5), np.uint8), borderValue=0), np.uint8)
-        s = mouth.s_of_u(u[0])
-        top, bottom = (np.interp(s, S, mouth.curves[k]) for k in (OU, OL))
-        face[(np.abs(s) < 1.2) & (v > top - LIPS_AROUND) & (v < bottom + LIPS_AROUND)] = 0
-        return seen, face.astype(np.float32)
-
-    bases = [low(int(idle_index), shape) for idle_index, shape in zip(references, shapes, strict=True)]
-    out = np.zeros((len(bundle), LIGHT_ROWS, LIGHT_COLS, 3), np.float32)
-    for idle_index in range(len(bundle)):
-        base, skin = bases[int(shown[idle_index])]
-        if idle_index != references[shown[idle_index]]:
-            seen, own = low(idle_index, idle_shapes[idle_index])
-            weight = (beside * skin * own)[..., None]
-            blurred = cv2.GaussianBlur((seen - base) * weight, (0, 0), 2.0 * fine)
-            blurred /= np.maximum(cv2.GaussianBlur(weight, (0, 0), 2.0 * fine), 1e-4)[..., None]
-            out[idle_index] = cv2.resize(blurred, (LIGHT_COLS, LIGHT_ROWS), interpolation=cv2.INTER_AREA)
-    return np.clip(out, -LIGHT_MOST, LIGHT_MOST)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from musetalk_agent.engines.warp.mouth_space import CHIN, IL, IU, LEVELS, OL, OU, Floats, MouthShape, S, ordered
 from musetalk_agent.media_types import Feature
@@ -33,6 +34,12 @@ LOWEST_CHIN = JAW_SHARE * OPENING
 """How far it drops at most."""
 CHEEK_DROP = 0.65
 """How far the corners of the mouth and the cheeks beside them follow the chin down."""
+NARROW = 0.51
+"""Nearer than this to the mouth's middle, the face's outline has to be minded (eye distances)."""
+ROOMY, CHEEK_LEAST = 0.15, 0.3
+"""Corners whose cheek is narrower than this (eye distances) follow in proportion to it, down to this share."""
+JAW_HINGE = 1.15
+"""How far the jaw moves down at all, to the left and right of the mouth's middle, as a multiple of where the outline is."""
 CHEEK_LIFT = 0.02
 """How far a spread mouth lifts them at width 1."""
 LINE = 0.02
@@ -89,6 +96,43 @@ CHEEKS = JAW_WINDOW - bump(1.0, 1.0)
 """Where cheeks move: most at the corners, less and less to the face's outline, and the lips' middle not at all."""
 
 
+def rising(values: NDArray[np.floating]) -> Floats:
+    """0 below 0, 1 above 1, and smooth in between."""
+    part = np.clip(values, 0, 1)
+    return np.asarray(part * part * (3 - 2 * part), np.float32)
+
+
+def narrowness(sides: NDArray[np.floating] | np.floating) -> Floats:
+    """How near the face's outline is to a mouth's middle: 0 from `NARROW` on, as in a face from the front; 1 a tenth below it."""
+    return rising((np.float32(NARROW) - np.asarray(sides, np.float32)) * np.float32(10))
+
+
+def _side_of(sides: Floats) -> Floats:
+    """Of two values, for the left and the right, the one that counts at each of `S`."""
+    left, right = np.asarray(sides, np.float32)
+    return np.asarray(np.where(S < 0, left, right), np.float32)
+
+
+def on_cheeks(shape: MouthShape, sides: Floats) -> Floats:
+    """Where skin beside a mouth may move up and down, over `S`: 1 on the mouth and half way to the face's outline, 0 beyond it.
+
+    `sides` are how far the outline is to the left and right of the mouth's middle. Where it is near the outline would be moved with
+    the skin, and be seen to bend. Where it is far nothing changes.
+    """
+    side = _side_of(sides)
+    room = np.maximum(side - np.float32(shape.half), np.float32(0.02))
+    share = rising((side - np.abs(shape.places - np.float32(shape.centre))) / (np.float32(0.5) * room))
+    share[np.abs(S) <= 1] = 1
+    return 1 - _side_of(narrowness(sides)) * (1 - share)
+
+
+def jaw_share(shape: MouthShape, sides: Floats) -> Floats:
+    """How much of the jaw's way the face's lower edge goes, over `S`: all of it to half of the way to its hinge, and none there."""
+    reach = _side_of(sides) * np.float32(JAW_HINGE)
+    share = rising((reach - np.abs(shape.places - np.float32(shape.centre))) / (np.float32(0.5) * reach))
+    return 1 - _side_of(narrowness(sides)) * (1 - share)
+
+
 def closed(shape: MouthShape) -> MouthShape:
     """The rest shape of a face whose reference shows `shape`: lips together, chin up, a wide smile relaxed a little."""
     gap = shape.curves[IL] - shape.curves[IU]
@@ -122,8 +166,8 @@ class Movements:
     moves: Floats
 
     @classmethod
-    def of(cls, rest: MouthShape) -> Movements:
-        """Of any mouth whose lips are together."""
+    def of(cls, rest: MouthShape, sides: Floats | None = None) -> Movements:
+        """Of any mouth whose lips are together, in a face whose outline is `sides` to the left and right of it, or far away."""
         curves = rest.curves
         cheeks, bow, tuck, pout, chin = moves = np.zeros((5, *curves.shape), np.float32)
         cheeks[:CHIN] = CHEEKS
@@ -133,6 +177,10 @@ class Movements:
         tuck[CHIN] = -0.006 * JAW_WINDOW
         pout[OU], pout[OL] = -0.5 * thick_u, thick_l
         chin[CHIN] = JAW_WINDOW
+        if sides is not None and float(sides.min()) < NARROW:
+            room = 1 - narrowness(sides) * (1 - np.clip((sides - np.float32(rest.half)) / ROOMY, CHEEK_LEAST, 1))
+            cheeks[:CHIN] *= on_cheeks(rest, sides) * _side_of(room)
+            chin[CHIN] *= jaw_share(rest, sides)
         return cls(rest, max(0.0, rest.half - 0.30), moves.reshape(5, -1))
 
     def driven(self, act: Articulation) -> MouthShape:

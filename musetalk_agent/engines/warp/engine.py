@@ -76,7 +76,7 @@ class WarpEngine(Engine):
 
     name = "warp"
     device = "cpu"
-    fingerprint = "warp-7"
+    fingerprint = "warp-8"
     batch_sizes: Sequence[int] = (1,)
     needs_face = True
     fade_out_frames = 4

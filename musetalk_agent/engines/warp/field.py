@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from musetalk_agent.engines.warp.articulation import narrowness
 from musetalk_agent.engines.warp.mouth_space import (
     CHIN,
     IL,
@@ -33,6 +34,11 @@ from musetalk_agent.media_types import Box
 
 SIDEWAYS = 0.60
 """Where skin beside the mouth stops following its corners (eye distances), or at the face's outline if that is nearer."""
+CHIN_STILL = 0.55
+"""From where on, between the lower lip and the chin, skin beside a narrow cheek does not follow the corners: the jaw narrows."""
+STEEP, STEEP_LEAST = 0.08, 0.25
+"""Skin at a corner that is nearer than this to the outline (eye distances) follows it in proportion, down to this share: it must
+stand still at the outline."""
 STARTS = [0, OU + 1, IL + 1, OL + 1, CHIN + 1]
 """Levels from which to the next one a column is stretched: what lies between the lips is not."""
 STILL = 0.02
@@ -272,9 +278,11 @@ def _sideways(target: MouthShape, lattice: Lattice, top: float, sides: tuple[flo
     begin = min(top, ou - 0.03)
     left, right = (max(min(side, SIDEWAYS), target.half + 0.02) for side in sides)
     middle, half = target.centre, target.half
-    down = np.interp(lattice.v[:, 0], (begin, ou, ol, chin), (0, 1, 1, 0)).astype(np.float32)
+    still = 1 - (1 - CHIN_STILL) * float(narrowness(np.array(sides, np.float32)).max())
+    down = np.interp(lattice.v[:, 0], (begin, ou, ol, ol + still * (chin - ol)), (0, 1, 1, 0)).astype(np.float32)
     ends = middle - left, middle - half, middle + half, middle + right
-    beside = np.interp(lattice.u[0], ends, (0, 1, 1, 0)).astype(np.float32)
+    one, other = (min(max((side - half) / STEEP, STEEP_LEAST), 1.0) for side in sides)
+    beside = np.interp(lattice.u[0], ends, (0, one, other, 0)).astype(np.float32)
     along, across = np.empty((down.size, 2), np.float32), np.empty((2, beside.size), np.float32)
     square = down * down
     np.multiply(square, np.float32(3), out=along[:, 0])

@@ -11,12 +11,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_agent.engines.warp.articulation import JAW_WINDOW, closed
+from musetalk_agent.engines.warp.articulation import JAW_WINDOW, closed, narrowness, on_cheeks
 from musetalk_agent.engines.warp.mouth_space import (
     CHIN,
     EYES,
     IU,
     LEVELS,
+    OL,
     OU,
     SAMPLES,
     Floats,
@@ -30,12 +31,14 @@ Ints = NDArray[np.int64]
 
 APART = np.radians(10.0)
 """Poses further than this from every reference get one of their own (radians)."""
-BENT = np.radians(14.0)
-"""So far lips may be bent before open ones from a nearer idle frame are better (radians)."""
+BENT = np.radians(35.0)
+"""So far closed lips may be bent before open ones from a nearer idle frame are better (radians). Of an opening something is left on
+the lips that are cut around it, above all where a beard hides their edges; a bend is hardly seen."""
 SHUT = 0.03
 """Lips that the mesh sees closer together than this are closed (eye distances)."""
-SMILES_OPEN = 1.4
-"""Where lips are always apart, those up to this multiple of the least opening count as closed: the mesh reads smiles unevenly."""
+SMILES_OPEN = 1.4, 0.2
+"""Where lips are always apart, those up to this multiple of the least opening count as closed, for the mesh reads smiles unevenly.
+Lips that are never less apart than the second (eye distances) are those of no smile."""
 MOST = 12
 """References of a clip at most: each costs 50 ms of preparation."""
 NEAR = 0.5
@@ -65,7 +68,8 @@ def chosen(angles: Floats, openness: Floats, usable: Ints, first: int) -> Ints:
     where no others are within `BENT`.
     """
     found = [first]
-    shut = usable[openness[usable] <= max(SHUT, SMILES_OPEN * float(openness[first]))]
+    least = float(openness[first])
+    shut = usable[openness[usable] <= max(SHUT, SMILES_OPEN[0] * least if least < SMILES_OPEN[1] else 0.0)]
     for idle_shapes, apart in ((shut, APART), (usable, BENT)):
         away = np.linalg.norm(angles[idle_shapes, None] - angles[found][None], axis=2).min(1)
         while len(found) < MOST and float(away.max(initial=0.0)) > apart:
@@ -106,11 +110,13 @@ them leaves the chin where it is. Talkers have up to 0.30, toothy smiles 0.34 to
 FACING = 0.25
 """Share of the idle frames, those that are turned least, whose median width counts: the mesh sees a turned mouth up to a quarter
 narrower."""
+JAW_NARROWS = 0.3
+"""How far below the lips, on the way to the chin, the face's outline counts too: skin that follows the corners must not drag it."""
 OUTLINE = (234, 93, 132, 58, 172, 136), (454, 323, 361, 288, 397, 365)
 """Mesh points of the face's outline beside the mouth, left and right in the image."""
 
 
-def _smooth(rows: Floats, sigma: float) -> Floats:
+def over_time(rows: Floats, sigma: float) -> Floats:
     """Rows `[n, c]` smoothed over time, `sigma` in frames."""
     if len(rows) < 3:
         return rows
@@ -120,7 +126,7 @@ def _smooth(rows: Floats, sigma: float) -> Floats:
 
 def steadied(angles: Floats) -> Floats:
     """The directions of the head `[n, 2]` without the tremor of the mesh."""
-    return _smooth(angles, HEAD_SETTLE)
+    return over_time(angles, HEAD_SETTLE)
 
 
 def settled(
@@ -131,8 +137,8 @@ def settled(
     What the head's direction explains is kept as it is, for a nod may be fast; only the rest is smoothed over time.
     """
     rows = np.array([np.concatenate([[m.centre, m.half], m.curves.ravel()]) for m in meshes], np.float32)
-    explained = _explained(rows, angles)
-    rows = explained + _smooth(rows - explained, SETTLE)
+    turned = explained(rows, angles)
+    rows = turned + over_time(rows - turned, SETTLE)
     errors = np.stack([shape.curves - meshes[k].curves for k, shape in zip(references, shapes, strict=True)])
     errors[:, CHIN] = 0
     each = np.einsum("nk,kls->nls", _shares(shown, len(references)), errors)
@@ -142,7 +148,7 @@ def settled(
     )
 
 
-def _explained(rows: Floats, angles: Floats) -> Floats:
+def explained(rows: Floats, angles: Floats) -> Floats:
     """The part of rows `[n, c]` that is a quadratic function of the head's direction `[n, 2]`: ridge regression."""
     turn, nod = (angles - angles.mean(0)).T.astype(np.float64)
     design = np.stack([turn, nod, turn * turn, turn * nod, nod * nod], 1)
@@ -153,7 +159,7 @@ def _explained(rows: Floats, angles: Floats) -> Floats:
 
 def _shares(shown: Ints, count: int) -> Floats:
     """How much each reference counts in each idle frame, float32 `[n, count]`: it changes over some frames where `shown` jumps."""
-    return _smooth(np.eye(count, dtype=np.float32)[shown], CHANGE)
+    return over_time(np.eye(count, dtype=np.float32)[shown], CHANGE)
 
 
 def smile_of(meshes: list[MouthShape], angles: Floats) -> float:
@@ -203,13 +209,28 @@ def rest_shapes(
 
 
 def outlines(frames: Floats, landmarks: Floats, rests: tuple[MouthShape, ...]) -> Floats:
-    """How far the face's outline is to the left and right of each mouth's middle, float32 `[n, 2]`, in eye distances."""
+    """How far the face's outline is to the left and right of each mouth's middle, float32 `[n, 2]` in eye distances: at the lips,
+    or below them where it is near."""
     out = np.empty((len(rests), 2), np.float32)
     for n, rest in enumerate(rests):
         points = to_mouth(frames[n], landmarks[n])
-        v = float(rest.curves[IU][SAMPLES // 2])
+        line, below, chin = rest.curves[[IU, OL, CHIN], SAMPLES // 2]
+        rows = line, below, below + JAW_NARROWS * (chin - below)
         for side, ids in enumerate(OUTLINE):
             chain = points[list(ids)]
             chain = chain[np.argsort(chain[:, 1])]
-            out[n, side] = abs(float(np.interp(v, chain[:, 1], chain[:, 0])) - rest.centre)
-    return _smooth(out, SETTLE)
+            ends = np.abs(np.interp(rows, chain[:, 1], chain[:, 0]) - rest.centre)
+            out[n, side] = ends[0] + (ends.min() - ends[0]) * float(narrowness(ends.min()))
+    return over_time(out, SETTLE)
+
+
+def kept_beside(
+    rests: tuple[MouthShape, ...], idle_shapes: tuple[MouthShape, ...], sides: Floats
+) -> tuple[MouthShape, ...]:
+    """The mouths at rest with the idle frames' own curves towards the face's outline, where nothing is to be moved up or down."""
+    out = []
+    for rest, own, ends in zip(rests, idle_shapes, sides, strict=True):
+        curves = rest.curves.copy()
+        curves[:CHIN] = own.curves[:CHIN] + (rest.curves[:CHIN] - own.curves[:CHIN]) * on_cheeks(rest, ends)
+        out.append(MouthShape(rest.centre, rest.half, ordered(curves)))
+    return tuple(out)

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from musetalk_agent.engines.warp.inside_pose import FACING, InsidePose
 from musetalk_agent.engines.warp.lips import sample
 from musetalk_agent.engines.warp.mouth_space import IL, IU, OL, OU, Floats, MouthShape, S, smooth, unit
 from musetalk_agent.media_types import Pixels
@@ -226,6 +227,7 @@ class Opening:
         below, above: distance below the upper lip's edge, and above the lower lip's.
         rounding: 0 … 1; rounded lips stand before the teeth and shade them.
         aperture: the lips' opening in the middle.
+        pose: how the inside is turned and lit.
     """
 
     u: Floats
@@ -234,6 +236,7 @@ class Opening:
     above: Floats
     rounding: float
     aperture: float
+    pose: InsidePose = FACING
 
 
 def paint(
@@ -251,13 +254,14 @@ def paint(
     np.multiply(rest, linear(below + above, 0.0, 0.035, 0.8, 0.0), out=shares[2])  # at its corners it is all lip
     rest -= shares[2]
     shares[2] += line
-    teeth = palette.upper.planes(opening.u, opening.v - np.float32(UPPER_EDGE))
+    across, down = opening.pose.on_teeth(opening.u, opening.v)
+    teeth = palette.upper.planes(across, down - np.float32(UPPER_EDGE))
     colours = [_laid(teeth, rest, 1 - 0.75 * opening.rounding)]
     shade = 0.72 + 0.28 * size
     colours[0] *= linear(below, 0.0, 0.022, 0.66 * shade, 0.98 * shade)  # the upper lip's shadow
     if opening.aperture > LOWER_HIDDEN:
         edge = LOWER_EDGE + LOWER_SHARE * opening.aperture
-        teeth = palette.lower.planes(opening.u, np.float32(edge) - opening.v)
+        teeth = palette.lower.planes(across, np.float32(edge) - down)
         colours.append(_laid(teeth, rest, 0.9 * size))
         colours[1] *= linear(opening.v, 0.02, 0.09, 0.62, 1.0)  # the deeper down, the more light falls on them
     np.multiply(rest, _tongue(opening, size), out=shares[1])
@@ -265,18 +269,19 @@ def paint(
     made: Floats = (palette.mixed @ shares.reshape(3, -1)).reshape(shares.shape)
     for teeth in colours:
         made += teeth
-    return made
+    return opening.pose.lit(made, opening.u)
 
 
 def _tongue(opening: Opening, size: float) -> Floats:
     """How much of the tongue lies on each pixel, 0 … 0.85: smooth over ±0.03 at its edge, and none 0.25 beside the middle."""
     parts = np.empty((2, *opening.u.shape), np.float32)
     steep = np.float32(0.5 / 0.03)
-    np.multiply(opening.u, opening.u, out=parts[0])
+    across = opening.pose.on_tongue(opening.u)
+    np.multiply(across, across, out=parts[0])
     np.subtract(opening.v, parts[0], out=parts[0])
     parts[0] *= steep
     parts[0] += np.float32(0.5 - (0.012 + 0.3 * opening.aperture) * float(steep))
-    np.abs(opening.u, out=parts[1])
+    np.abs(across, out=parts[1])
     parts[1] *= np.float32(-1 / (0.25 - 0.07))
     parts[1] += np.float32(0.25 / (0.25 - 0.07))
     smooth(unit(parts))

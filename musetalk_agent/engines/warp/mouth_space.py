@@ -141,6 +141,13 @@ def pose_frames(landmarks: Floats, reference: int) -> Floats:
     return np.asarray(frames, np.float32)
 
 
+def in_window(frame: Floats, corner: NDArray[np.int32]) -> Floats:
+    """The map `frame` to pixels of a part of the image that begins at `corner` (x, y)."""
+    out = frame.astype(np.float32, copy=True)
+    out[:, 2] -= corner
+    return np.asarray(out, np.float32)
+
+
 def to_mouth(frame: Floats, pixels: Floats) -> Floats:
     """Pixels `[…, 2]` into mouth space."""
     inverse = np.linalg.inv(frame[:, :2].astype(np.float64))

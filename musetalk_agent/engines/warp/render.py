@@ -9,12 +9,13 @@ import cv2
 import numpy as np
 
 from musetalk_agent.avatars.bundle import Bundle
-from musetalk_agent.engines.warp.artefacts import LIGHT_AREA, LIGHT_COLS, LIGHT_ROWS, WarpArtefacts
+from musetalk_agent.engines.warp.artefacts import WarpArtefacts
 from musetalk_agent.engines.warp.articulation import Articulation
 from musetalk_agent.engines.warp.enlarged import FINER_X, FINER_Y
 from musetalk_agent.engines.warp.field import Field, Lattice, ramp
 from musetalk_agent.engines.warp.frame_target import FrameTarget, fetch
 from musetalk_agent.engines.warp.interior import Opening, linear, paint, shadow_line, softness
+from musetalk_agent.engines.warp.light import LIGHT_AREA, LIGHT_COLS, LIGHT_ROWS
 from musetalk_agent.engines.warp.mouth_space import (
     CHIN,
     IL,
@@ -143,11 +144,11 @@ class Lips:
         seen = cv2.remap(lent.pixels, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         lips = cv2.cvtColor(seen, cv2.COLOR_BGRA2BGR)
         if art.lit_otherwise[self.target.idle_index]:
-            lips = cv2.add(lips, self._light(art.light[self.target.idle_index]), dtype=cv2.CV_8U)
+            lips = cv2.multiply(lips, self._light(art.light[self.target.idle_index]), dtype=cv2.CV_8U)
         return np.asarray(lips, np.uint8)
 
     def _light(self, light: Floats) -> Floats:
-        """How much brighter the idle frame is than the reference, at the pixels of `part`: float32 `[h, w, 3]`."""
+        """How many times as bright as the reference the idle frame is, at the pixels of `part`: float32 `[h, w, 3]`."""
         u0, u1, v0, v1 = LIGHT_AREA
         (a, b, c), (d, e, f) = self.target.frame.tolist()
         whole, across, down = a * e - b * d, (LIGHT_COLS - 1) / (u1 - u0), (LIGHT_ROWS - 1) / (v1 - v0)
@@ -214,7 +215,7 @@ class Lips:
         uncovered = np.float32(1) - cover
         kept *= uncovered
         uncovered *= shadow
-        opening = Opening(u, v, near[0], near[1], target.act.rounding, target.gap)
+        opening = Opening(u, v, near[0], near[1], target.act.rounding, target.gap, target.art.poses[target.idle_index])
         return kept, paint(opening, target.art.palette, cover, uncovered)
 
 

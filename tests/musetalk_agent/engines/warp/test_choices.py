@@ -27,13 +27,13 @@ from musetalk_agent.engines.warp.idle_shapes import (
     MOST,
     SHUT,
     SMILES_OPEN,
-    _explained,
     _shares,
-    _smooth,
     apertures,
     chosen,
+    explained,
     nearest,
     outlines,
+    over_time,
     rest_shapes,
     settled,
     steadied,
@@ -60,8 +60,9 @@ def test_every_pose_is_near_a_reference_that_it_can_borrow_from(
     assert found[0] == first and len(set(found.tolist())) == len(found) <= MOST and set(found) <= set(usable)
     if len(found) < MOST:
         away = np.linalg.norm(angles[:, None] - angles[found][None], axis=2).min(1)
-        shut = usable[openness[usable] <= max(SHUT, SMILES_OPEN * float(openness[first]))]
-        assert away[usable].max() <= BENT + 1e-6 and away[shut].max() <= APART + 1e-6
+        least = float(openness[first])
+        shut = usable[openness[usable] <= max(SHUT, SMILES_OPEN[0] * least if least < SMILES_OPEN[1] else 0.0)]
+        assert away[usable].max() <= BENT + 1e-6 and away[shut].max(initial=0) <= APART + 1e-6
 
 
 @given(POSES)
@@ -99,7 +100,7 @@ def test_a_chin_is_whole_when_there_is_room_below_it(below: int, whole: bool) ->
 @given(st.integers(1, 40), st.floats(-5, 5, width=32), st.floats(0.5, 4))
 def test_smoothing_keeps_what_stands_still(count: int, value: float, sigma: float) -> None:
     rows = np.full((count, 3), value, np.float32)
-    assert _smooth(rows, sigma) == pytest.approx(rows, abs=1e-4)
+    assert over_time(rows, sigma) == pytest.approx(rows, abs=1e-4)
 
 
 @given(st.integers(3, 40), st.integers(0, 99))
@@ -120,20 +121,20 @@ def test_the_references_shares_of_a_pose_sum_to_one(count: int, references: int,
 
 
 @given(st.integers(0, 99))
-def test_what_goes_with_the_head_is_explained_and_noise_is_not(seed: int) -> None:
+def test_what_goes_with_the_head_isexplained_and_noise_is_not(seed: int) -> None:
     source = np.random.default_rng(seed)
     angles = source.uniform(-0.5, 0.5, (200, 2)).astype(np.float32)
     turn, nod = angles.T
     driven_by = np.stack([turn, nod + turn * nod], 1) * 0.2
     noise = source.normal(0, 0.02, (200, 2))
-    found = _explained((driven_by + noise).astype(np.float32), angles)
+    found = explained((driven_by + noise).astype(np.float32), angles)
     left = driven_by - driven_by.mean(0) - found
     assert left.std() < 0.25 * driven_by.std()
 
 
 def test_a_head_that_stands_still_explains_nothing() -> None:
     rows = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
-    assert not _explained(rows, np.zeros((50, 2), np.float32)).any()
+    assert not explained(rows, np.zeros((50, 2), np.float32)).any()
 
 
 def shapes(gaps: list[float]) -> list:
