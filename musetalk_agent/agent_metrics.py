@@ -131,6 +131,7 @@ JUDGE_CORRELATION = Histogram(
     buckets=(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
     registry=REGISTRY,
 )
+MATTES_WAITING = Gauge("avatar_mattes_waiting", "Prepared avatars whose matte is not made yet", registry=REGISTRY)
 RENDER_WORKERS = Gauge("avatar_render_workers", "Processes of this agent that make renders", registry=REGISTRY)
 ADAPTATION_STEP = Gauge(
     "avatar_adaptation_step", "Sessions by the step of their adaptation", ["step"], registry=REGISTRY

@@ -19,7 +19,8 @@ class AgentSettings(BaseSettings):
     With `renders_dir`, the folder of renders that the orchestrator has too, the agent keeps `render_workers` processes for them;
     their queue is `renders_queue`, an address `redis://…` (at Modal `modal://APP`), or a file in that folder. Footage that is
     dubbed has at most `dub_seconds` and `dub_bytes`; `caption_font` is the file of the letters that are drawn into films. Every
-    `judge_every_s` seconds a sample of a session that speaks is judged; 0 for never.
+    `judge_every_s` seconds a sample of a session that speaks is judged; 0 for never. With `mattes_ahead` the matte of an avatar
+    that was prepared with its own background is made when there is time.
 
     `engine` is what a session gets that names none: `auto` is MuseTalk where a CUDA device and the weights are there, else `warp`.
     `max_sessions` None is the least of what card, processor, memory and pacing hold, as measured; a number takes the place of all
@@ -57,6 +58,7 @@ class AgentSettings(BaseSettings):
     judge_every_s: float = Field(
         default=600.0, ge=0, le=86_400, validation_alias=AliasChoices("AGENT_JUDGE_EVERY_S", "judge_every_s")
     )
+    mattes_ahead: bool = Field(default=True, validation_alias=AliasChoices("AGENT_MATTES_AHEAD", "mattes_ahead"))
     log_level: str = "INFO"
     drain_s: float = Field(default=25.0, ge=0, le=600, validation_alias=AliasChoices("AGENT_DRAIN_S", "drain_s"))
 

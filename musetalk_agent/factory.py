@@ -240,6 +240,10 @@ class Factory:
             pipeline, agent, request.backlog_s, self.clock, tail_s=AUDIO_PATH_S
         )
 
+    def needs_face(self, engine: str | None) -> bool:
+        """Whether an engine, None for the usual one, shows avatars. Raises `EngineUnavailable`."""
+        return self.engines.batcher(self.engines.resolve(engine)).engine.needs_face
+
     async def prepared(self, request: AgentPrepareRequest, progress: Progress | None = None) -> Bundle:
         """Prepares an avatar for sessions to come: the engine's artefacts too, as a start with these settings has them made.
 

@@ -155,6 +155,14 @@ class AvatarLibrary:
         update = {"cached": cached, "avatar_id": clip.avatar_id, "warnings": warnings}
         return self._cache.hold(replace(bundle, report=bundle.report.model_copy(update=update), mood=mood))
 
+    async def matte(self, bundle: Bundle) -> None:
+        """Makes what a bundle of this library will need for another background, unless it is there. Cancelling is safe.
+
+        Raises AvatarError, AtCapacity, DiskFull, WeightsMissing.
+        """
+        with self._cache.writing():
+            await self._backgrounds.matte(bundle)
+
     async def _from_video(
         self, url: str, zip_failed: AvatarError, picture: Picture, progress: Progress | None
     ) -> tuple[_Clip, Bundle, bool]:

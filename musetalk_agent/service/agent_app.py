@@ -33,6 +33,7 @@ from musetalk_agent.service.key_check import AgentAuthMiddleware, KeyChecker, pr
 from musetalk_agent.service.link_server import LinkServer
 from musetalk_agent.service.live_judge import LiveJudge
 from musetalk_agent.service.live_sessions import LiveSessions
+from musetalk_agent.service.mattes_ahead import MattesAhead
 from musetalk_agent.service.preparation_routes import router as avatar_router
 from musetalk_agent.service.render_workers import RenderWorkers
 from musetalk_agent.service.routes import router
@@ -72,7 +73,12 @@ def create_app(settings: AgentSettings) -> FastAPI:
         app.state.links = LinkServer(lambda: sessions.draining)
         warming = asyncio.create_task(warmup.run(), name="warm-up")
         looking = asyncio.create_task(supervise("admission", sessions.watch), name="admission")
+        app.state.mattes = MattesAhead(
+            factory.library, settings.cache_bytes, sessions.speaking, lambda: factory.engines.device.startswith("cuda")
+        )
         background = [*_render_workers(settings, sessions, factory), *_judge(settings, sessions, factory)]
+        if settings.mattes_ahead:
+            background.append(asyncio.create_task(app.state.mattes.run(), name="mattes"))
         try:
             yield
         finally:

@@ -21,6 +21,7 @@ from musetalk_agent.protocol.preparation_messages import (
     PrepareLine,
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
+from musetalk_agent.service.mattes_ahead import MattesAhead
 
 router = APIRouter()
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ async def prepare(body: AgentPrepareRequest, request: Request) -> StreamingRespo
 
     A caller that leaves ends the work, unless others wait for it too.
     """
-    return StreamingResponse(_lines(_factory(request), body), media_type=PREPARE_LINES)
+    return StreamingResponse(_lines(_factory(request), request.app.state.mattes, body), media_type=PREPARE_LINES)
 
 
 @router.get("/avatars/{avatar_id}/source")
@@ -76,9 +77,9 @@ class _Progress:
             self.changed.set()
 
 
-async def _lines(factory: Factory, body: AgentPrepareRequest) -> AsyncIterator[bytes]:
+async def _lines(factory: Factory, mattes: MattesAhead, body: AgentPrepareRequest) -> AsyncIterator[bytes]:
     progress = _Progress()
-    work = asyncio.create_task(_prepared(factory, body, progress), name="avatar-prepare")
+    work = asyncio.create_task(_prepared(factory, mattes, body, progress), name="avatar-prepare")
     try:
         while not work.done():
             yield _line(PrepareLine(progress=round(progress.value, 3)))
@@ -104,10 +105,14 @@ async def _lines(factory: Factory, body: AgentPrepareRequest) -> AsyncIterator[b
         await asyncio.gather(work, return_exceptions=True)
 
 
-async def _prepared(factory: Factory, body: AgentPrepareRequest, progress: _Progress) -> PreparedAvatar:
+async def _prepared(
+    factory: Factory, mattes: MattesAhead, body: AgentPrepareRequest, progress: _Progress
+) -> PreparedAvatar:
     if body.clip_url is not None:
         body = body.model_copy(update={"avatar": AvatarSource(avatar_id=await factory.library.fetch(body.clip_url))})
     bundle = await factory.prepared(body, progress)
+    if body.avatar_settings.background == "keep" and factory.needs_face(body.engine):
+        mattes.want(bundle)
     picture = await asyncio.to_thread(poster, bundle)
     return PreparedAvatar(report=bundle.report, poster=base64.b64encode(picture).decode())
 
