@@ -2,7 +2,8 @@
 
     submit ─► waiting frames, a queue a session ─► launcher: earliest deadline first ─► device ─► collector: wait, patches ─► future
 
-An engine without a device has its patches when `launch` returns; they are delivered on the launcher's thread.
+An engine without a device has its patches when `launch` returns; they are delivered on the launcher's thread, which does what
+follows a patch too (`submit`'s `then`), so that no other thread is woken for it.
 
 While the device works on a batch the next is launched just before it ends: late enough to gather frames of more sessions, early
 enough that the device never idles.
@@ -61,6 +62,7 @@ class _Job:
     deadline: float
     request: PatchRequest
     result: Result
+    then: Callable[[Patch | None], None] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -160,8 +162,13 @@ class Batcher:
         if self._closed:
             raise EngineFailed(f"The engine {self.engine.name!r} was closed.", retry_after_s=_RETRY_AFTER_S)
 
-    def submit(self, request: PatchRequest, deadline: float) -> Result:
+    def submit(
+        self, request: PatchRequest, deadline: float, then: Callable[[Patch | None], None] | None = None
+    ) -> Result:
         """Queues one frame that should be ready at `deadline` (monotonic seconds).
+
+        `then` takes the patch on the engine's thread, before the future has it, where that thread waits for no device: what a frame
+        still needs is done there without another thread's help. It must not raise. Other engines leave it out.
 
         The future fails with what the engine raised, or with `EngineUnavailable` when the queue is full or closed. Cancelling it
         drops the request if it has not begun. Frames of one session are made in the order in which they came.
@@ -174,7 +181,7 @@ class Batcher:
             elif self._closed or self._waiting >= QUEUE_LIMIT:
                 result.set_exception(EngineUnavailable("the engine takes no more frames now", limit=QUEUE_LIMIT))
             else:
-                self._sessions.setdefault(id(request.session), deque()).append(_Job(deadline, request, result))
+                self._sessions.setdefault(id(request.session), deque()).append(_Job(deadline, request, result, then))
                 self._waiting += 1
                 self._changed.notify()
         return result
@@ -379,6 +386,10 @@ class Batcher:
                 log.error("engine failed on a batch", exc_info=batch.error, extra=fields)
         if isinstance(batch.error, EngineFailed):
             self.fail(batch.error)
+        if batch.error is None and isinstance(batch.in_flight, CompletedBatch):
+            for job, patch in zip(batch.jobs, patches, strict=True):
+                if job.then is not None and not job.result.done():
+                    job.then(patch)
         with contextlib.suppress(RuntimeError):  # the loop is gone: so is everybody who waited
             self._loop.call_soon_threadsafe(_settle, batch.jobs, patches, batch.error)
 

@@ -7,7 +7,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
@@ -131,6 +131,21 @@ class RenderedFrame:
     failed: bool = False
 
 
+class _Composition(Future[VideoFrame]):
+    """A frame that is composed where its patch is made, in place of another thread that would be woken for it and wake the event
+    loop; done before the patch is there, or not at all."""
+
+    def __init__(self, look: ShownFrame[OpenFace], tag: Tag) -> None:
+        super().__init__()
+        self._look, self._tag = look, tag
+
+    def __call__(self, patch: Patch | None) -> None:
+        try:
+            self.set_result(_composed(self._look, patch, None, self._tag))
+        except Exception as error:  # noqa: BLE001 - the engine's thread serves every session; who awaits the frame gets what it raised
+            self.set_exception(error)
+
+
 @dataclass(frozen=True, slots=True)
 class _InFlightFrame:
     segment: Segment | None
@@ -141,6 +156,7 @@ class _InFlightFrame:
     look: ShownFrame[OpenFace]
     patch: Result | None
     leaving: Result | None = None
+    composition: _Composition | None = None
 
     def cancel(self) -> None:
         """What the engine has not begun for it is not made."""
@@ -419,16 +435,18 @@ class FrameRenderer:
             self._motion.speak(tick, stress)
         look = self._timeline.at(tick)
         self._last = (feature, blend_weight)
-        patch = leaving = None
+        patch = leaving = composition = None
         if self._publisher.state.watched:
             # a session with many frames ready can wait longer than one with none
             deadline = self._clock.now() + (len(self.ready) + 1) / self._fps
             request = PatchRequest(look.face.engine_session, look.idle_index, feature, blend_weight)
-            patch = self._batcher.submit(request, deadline)
-            if (old := look.leaving) is not None:
+            if (old := look.leaving) is None:
+                composition = _Composition(look, tag)
+            patch = self._batcher.submit(request, deadline, composition)
+            if old is not None:
                 going = PatchRequest(old.face.engine_session, old.idle_index, feature, blend_weight)
                 leaving = self._batcher.submit(going, deadline)
-        flight = _InFlightFrame(segment, tag, tick, feature, blend_weight, look, patch, leaving)
+        flight = _InFlightFrame(segment, tag, tick, feature, blend_weight, look, patch, leaving, composition)
         await self._in_flight.put(flight)
         if tag.generation != self.generation:
             self._drop_flights()
@@ -473,7 +491,11 @@ class FrameRenderer:
             self._stats.fail("patches", UNFIT)
         # without a patch the clip that goes away keeps its own mouth for the moment
         leaving = None if flight.leaving is None else (await self._patch(flight.leaving))[0]
-        frame = await self._in_thread(partial(_composed, flight.look, patch, leaving, flight.tag))
+        composition = flight.composition
+        if composition is not None and composition.done():
+            frame = composition.result()
+        else:
+            frame = await self._in_thread(partial(_composed, flight.look, patch, leaving, flight.tag))
         if flight.tag.generation == self.generation:
             self._stats.add("composed", 1)
         return frame, failed

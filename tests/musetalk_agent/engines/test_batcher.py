@@ -110,6 +110,32 @@ async def running(engine: PatternEngine, failures: list[EngineFailed] | None = N
         await batcher.aclose()
 
 
+async def test_what_follows_a_patch_is_done_on_the_thread_that_made_it() -> None:
+    engine = GatedEngine()
+    seen: list[tuple[int, Patch | None, str]] = []
+    async with running(engine) as batcher:
+        first, cancelled = (
+            batcher.submit(
+                request(engine, 1), 0.0, lambda patch, k=k: seen.append((k, patch, threading.current_thread().name))
+            )
+            for k in range(2)
+        )
+        cancelled.cancel()
+        engine.gate.set()
+        patch = await first
+    assert [(k, made is patch, thread) for k, made, thread in seen] == [(0, True, f"engine-{engine.name}")]
+
+
+async def test_nothing_follows_a_patch_on_the_thread_that_waits_for_a_device() -> None:
+    engine = CardEngine()
+    seen: list[Patch | None] = []
+    async with running(engine) as batcher:
+        made = batcher.submit(request(engine, 1), 0.0, seen.append)
+        await engine.launched(1)
+        engine.land()
+        assert await made is not None and seen == []
+
+
 async def test_earliest_deadline_first_in_batches() -> None:
     engine = GatedEngine()
     async with running(engine) as batcher:
