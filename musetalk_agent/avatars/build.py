@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from musetalk_agent.avatars import framing
 from musetalk_agent.avatars.archive import FrameArchive
-from musetalk_agent.avatars.bundle import RELIEF_FILE, ArrayWriter, read_rows, write_head
+from musetalk_agent.avatars.bundle import RELIEF_FILE, TRUST_FILE, ArrayWriter, read_rows, write_head
 from musetalk_agent.avatars.clip_alpha import ClipAlpha, colours
 from musetalk_agent.avatars.eyelids import Blink
 from musetalk_agent.avatars.face import FaceNet
@@ -259,6 +259,9 @@ def _finish(
         alpha.finish(0, len(points), Box(0, 0, shape.width, shape.height))
     write_faces(folder, points, (shape.width, shape.height), partial(job.progress, "faces"))
     np.save(folder / "mouths.npy", track.mouths(), allow_pickle=False)
+    if track.trust is not None:
+        trust = np.broadcast_to(track.trust, len(track.points)) if len(track.trust) == 1 else track.trust
+        np.save(folder / TRUST_FILE, trust, allow_pickle=False)
     track = replace(track, points=framing.to_clip(track.points, clip, shape))
     made = make_report(job.avatar_id, track, clip, (shape.width, shape.height), job.picture.fps, still_picture)
     made.warnings[:0] = [AvatarWarning(code=code, message=message) for code, message in warnings]

@@ -10,6 +10,7 @@ Layout of a bundle's folder (written whole and renamed into place, see `cache`):
     boxes.npy          int32 [frames, 4]: x0, y0, x1, y1 of the face window (even, one size for all frames)
     faces.npy          uint8 [frames, h, w, 3]: BGR pixels of the face window
     mouths.npy         float32 [frames]: how far a mouth may be drawn on the frame, 0 … 1
+    trust.npy          float32 [frames]: how far the mouth may move there, 0 … 1; bundles of before have none
     relief.npy         float32 [468]: of a still picture, how much nearer than the temples each point is, in pixels
     alpha.npy          uint8 [frames, height, width]: the clip's own alpha, where it has some; `frames.npy` lies on white there
     mattes/<fingerprint>/…    the person without the background, once it was wanted: see `matte_files`
@@ -59,6 +60,8 @@ class Bundle:
         relief: float32 `[468]`, of a still picture: how much nearer to the viewer than the temples the points of its mesh are, in
             pixels. Its frames are the picture with its eyes closed by degrees, from open to shut. None for a clip.
         mood: how the face of a still picture is set.
+        trust: float32 `[n]`, 0 … 1: how far an engine that moves the mesh may move the mouth, less where the mesh is unsure of the
+            face. None for all of its way.
     """
 
     path: Path
@@ -74,6 +77,7 @@ class Bundle:
     cutout: Cutout | None = None
     relief: NDArray[np.float32] | None = None
     mood: Mood = "neutral"
+    trust: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return int(self.frames.shape[0])
@@ -86,6 +90,10 @@ class Bundle:
     def mouth(self, idle_index: int) -> float:
         """How far a mouth may be drawn on idle frame `idle_index`, 0 … 1."""
         return 1.0 if self.mouths is None else float(self.mouths[idle_index])
+
+    def trusted(self, idle_index: int) -> float:
+        """How far the mouth of idle frame `idle_index` may move, 0 … 1."""
+        return 1.0 if self.trust is None else float(self.trust[idle_index])
 
     def with_mouth(self) -> NDArray[np.int64]:
         """The frames that show their mouths best: those on which it is drawn whole, else any part of it, else all of them."""
@@ -101,6 +109,7 @@ class Bundle:
 
 HEAD_FILE = "bundle.json"
 RELIEF_FILE = "relief.npy"
+TRUST_FILE = "trust.npy"
 ALPHA_FILE = "alpha.npy"
 
 
@@ -208,6 +217,7 @@ def load_bundle(folder: Path, key: str) -> Bundle:
                 report=report,
                 mouths=cast("NDArray[np.float32]", load_array(folder / "mouths.npy")),
                 relief=_relief(folder) if report.still else None,
+                trust=_trust(folder, report.frames),
             )
             _check(bundle)
     except (FileNotFoundError, DamagedArrays) as error:
@@ -220,6 +230,16 @@ def _relief(folder: Path) -> NDArray[np.float32]:
     if relief.shape != (POINTS,) or relief.dtype != np.float32 or not np.isfinite(relief).all():
         raise DamagedBundle(f"{RELIEF_FILE} has the wrong shape")
     return relief
+
+
+def _trust(folder: Path, count: int) -> NDArray[np.float32] | None:
+    try:
+        trust = cast("NDArray[np.float32]", load_array(folder / TRUST_FILE))
+    except FileNotFoundError:
+        return None
+    if trust.shape != (count,) or trust.dtype != np.float32 or not ((trust >= 0) & (trust <= 1)).all():
+        raise DamagedBundle(f"{TRUST_FILE} has the wrong shape or values")
+    return trust
 
 
 def map_rows(path: Path) -> Pixels:

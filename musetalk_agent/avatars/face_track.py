@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from musetalk_agent.avatars.face import CERTAIN_LOGIT, Face, FaceNet, Points, crop_of, plausible
 from musetalk_agent.avatars.shots import cut_between, find_cuts, longest_shot, thumbnail
+from musetalk_agent.avatars.trust import trust_of
 from musetalk_agent.errors import NoFaceInAvatar
 from musetalk_agent.media_types import Pixels
 
@@ -187,6 +188,7 @@ class FaceTracker:
     observations: list[FrameObservation] = field(default_factory=list)
     several: int = 0
     counted: int = 0
+    apart: dict[int, float] = field(default_factory=dict)
     _last: Face | None = None
     _place: Face | None = None
     _seen: Pixels | None = None
@@ -231,6 +233,10 @@ class FaceTracker:
         if followed is not None:
             others = [face for face in faces if face.width >= _SECOND_FACE * followed.width]
             self.several += len(others) > 1
+            if others:
+                new = min(others, key=lambda face: _distance(face, followed))
+                away = float(np.linalg.norm(new.points - followed.points, axis=1).mean())
+                self.apart[len(self.observations)] = away / max(1.0, followed.width)
             if followed.score >= CERTAIN_LOGIT or not faces or faces[0].score < followed.score + _BETTER:
                 return followed
         else:
@@ -258,6 +264,7 @@ class FaceTrack:
         start: the clip's frame at which the shot begins.
         cuts: frames of the clip at which another shot begins.
         total: frames of the clip.
+        trust: float32 `[n]`, how far the mouth may move on each frame (see `trust`); None for all of its way.
     """
 
     points: NDArray[np.float32]
@@ -267,6 +274,7 @@ class FaceTrack:
     start: int = 0
     cuts: tuple[int, ...] = ()
     total: int = 0
+    trust: NDArray[np.float32] | None = None
 
     @property
     def end(self) -> int:
@@ -311,6 +319,8 @@ def finish_track(tracker: FaceTracker, fps: int) -> FaceTrack:
     }
     covered = covered_frames(end - start, looked, head_angles(smooth), shot[0].alone)
     covered[[k - start for k in missing]] = False
+    scores = np.array([np.nan if frame.face is None else frame.face.score for frame in shot], np.float32)
+    apart = {k - start: away for k, away in tracker.apart.items() if start <= k < end}
     return FaceTrack(
         smooth,
         [k - start for k in missing],
@@ -319,6 +329,7 @@ def finish_track(tracker: FaceTracker, fps: int) -> FaceTrack:
         start=start,
         cuts=tuple(at),
         total=total,
+        trust=trust_of(scores, raw, head_angles(smooth)[:, 0], apart),
     )
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from musetalk_agent.avatars.face import LEFT_EYE, RIGHT_EYE
 from musetalk_agent.avatars.face_track import FaceTrack, head_reach
+from musetalk_agent.avatars.trust import UNSURE
 from musetalk_agent.protocol.http import AvatarReport, AvatarWarning
 
 FACE_PX_SMALL = 96
@@ -116,6 +117,12 @@ def _frame_warnings(track: FaceTrack, fps: int, still: bool) -> list[tuple[str, 
             f"drawn on them, {effect}. Use pictures in which it can be seen."
         )
         found.append(("mouth_hidden", text))
+    if unsure := _unsure(track):
+        text = (
+            f"The face is hard to follow in {len(unsure)} of {frames} frames (the first is {unsure[0]}): the mouth moves less. "
+            "Use a clip whose face is evenly lit, with nothing before it."
+        )
+        found.append(("face_unsure", text))
     mouths = _with_mouth(track)
     if not still and len(mouths) and (moved := _head_warning(mouths)):
         found.append(moved)
@@ -125,6 +132,14 @@ def _frame_warnings(track: FaceTrack, fps: int, still: bool) -> list[tuple[str, 
     if len(mouths) and not closed_mouth(mouths).any():
         found.append(("mouth_open", _OPEN_STILL if still else _OPEN_CLIP))
     return found
+
+
+def _unsure(track: FaceTrack) -> list[int]:
+    """The frames that show a mouth and whose mesh is trusted little."""
+    if track.trust is None:
+        return []
+    hidden = {*track.missing, *track.covered}
+    return [int(k) for k in np.flatnonzero(track.trust < UNSURE) if k not in hidden]
 
 
 def _with_mouth(track: FaceTrack) -> NDArray[np.float32]:

@@ -156,7 +156,7 @@ class WarpArtefacts:
             k: other for k, other in others.items() if other.opening <= MISREAD[0] + MISREAD[1] * meshes[k].opening
         }
         references, shapes = np.array([first, *others], np.int64), (shape, *others.values())
-        shown = nearest(angles, references)
+        shown = nearest(angles, references, apertures(landmarks))
         idle_shapes = settled(meshes, angles, shapes, references, shown)
         image, frame = np.asarray(bundle.faces[first]), in_window(frames[first], bundle.boxes[first, :2])
         top = float(to_mouth(frames[first], landmarks[first, SUBNASALE])[1])

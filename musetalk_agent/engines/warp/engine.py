@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 IDLE_PATCHES_FILE = "quiet.npz"
 MOVES_OF_JAW = 3
-"""The first values of a feature, which `mouth_gain` scales: jaw, width, rounding."""
+"""The first values of a feature, which `mouth_gain` scales, and the mesh's trust: jaw, width, rounding."""
 PARTED = 0.02
 """Median opening of a clip's lips, in eye distances, above which its idle mouth is closed: silent faces measured 0.000–0.002, the
 same talkers 0.02–0.10."""
@@ -131,6 +131,7 @@ class WarpEngine(Engine):
             raise IndexError(f"idle frame {request.idle_index} of a clip of {len(session.bundle)} frames")
         blend_weight, mouth = min(max(request.blend_weight, 0.0), 1.0), session.bundle.mouth(request.idle_index)
         feature = (request.feature * session.gains).astype(np.float32)
+        feature[:MOVES_OF_JAW] *= np.float32(session.bundle.trusted(request.idle_index))
         if session.idle_patches:  # the idle frames show closed lips: fade by opening the mouth less
             feature, blend_weight = (feature * blend_weight).astype(np.float32), 1.0
         blend_weight *= mouth

@@ -39,6 +39,8 @@ SHUT = 0.03
 SMILES_OPEN = 1.4, 0.2
 """Where lips are always apart, those up to this multiple of the least opening count as closed, for the mesh reads smiles unevenly.
 Lips that are never less apart than the second (eye distances) are those of no smile."""
+OPEN_AWAY = np.radians(150.0), np.radians(25.0)
+"""How much further away open lips count, for each eye distance that they are open, and at most (radians)."""
 MOST = 12
 """References of a clip at most: each costs 50 ms of preparation."""
 NEAR = 0.5
@@ -68,8 +70,7 @@ def chosen(angles: Floats, openness: Floats, usable: Ints, first: int) -> Ints:
     where no others are within `BENT`.
     """
     found = [first]
-    least = float(openness[first])
-    shut = usable[openness[usable] <= max(SHUT, SMILES_OPEN[0] * least if least < SMILES_OPEN[1] else 0.0)]
+    shut = usable[openness[usable] <= closed_to(float(openness[first]))]
     for idle_shapes, apart in ((shut, APART), (usable, BENT)):
         away = np.linalg.norm(angles[idle_shapes, None] - angles[found][None], axis=2).min(1)
         while len(found) < MOST and float(away.max(initial=0.0)) > apart:
@@ -84,9 +85,17 @@ def chosen(angles: Floats, openness: Floats, usable: Ints, first: int) -> Ints:
     return np.array(found, np.int64)
 
 
-def nearest(angles: Floats, references: Ints) -> Ints:
-    """For each idle frame the reference that it shows, an index into `references`."""
+def closed_to(least: float) -> float:
+    """Up to which opening lips count as closed in a clip whose most closed ones are `least` apart (eye distances)."""
+    return max(SHUT, SMILES_OPEN[0] * least if least < SMILES_OPEN[1] else 0.0)
+
+
+def nearest(angles: Floats, references: Ints, openness: Floats | None = None) -> Ints:
+    """For each idle frame the reference that it shows, an index into `references`. Open ones count as further away."""
     away = np.linalg.norm(angles[:, None] - angles[references][None], axis=2)
+    if openness is not None:
+        apart = openness[references] - closed_to(float(openness[references[0]]))
+        away = away + np.clip(OPEN_AWAY[0] * apart, 0, OPEN_AWAY[1])
     return np.asarray(away.argmin(1), np.int64)
 
 

@@ -25,11 +25,10 @@ from musetalk_agent.engines.warp.idle_shapes import (
     APART,
     BENT,
     MOST,
-    SHUT,
-    SMILES_OPEN,
     _shares,
     apertures,
     chosen,
+    closed_to,
     explained,
     nearest,
     outlines,
@@ -60,8 +59,7 @@ def test_every_pose_is_near_a_reference_that_it_can_borrow_from(
     assert found[0] == first and len(set(found.tolist())) == len(found) <= MOST and set(found) <= set(usable)
     if len(found) < MOST:
         away = np.linalg.norm(angles[:, None] - angles[found][None], axis=2).min(1)
-        least = float(openness[first])
-        shut = usable[openness[usable] <= max(SHUT, SMILES_OPEN[0] * least if least < SMILES_OPEN[1] else 0.0)]
+        shut = usable[openness[usable] <= closed_to(float(openness[first]))]
         assert away[usable].max() <= BENT + 1e-6 and away[shut].max(initial=0) <= APART + 1e-6
 
 
@@ -76,6 +74,16 @@ def test_a_pose_shows_the_nearest_reference_and_a_reference_itself(
         away = np.linalg.norm(angles[idle_index] - angles[references], axis=1)
         assert away[choice] == away.min()
     assert all(np.linalg.norm(angles[references[shown[k]]] - angles[k]) == 0 for k in references)
+
+
+def test_between_closed_lips_and_open_ones_closed_ones_are_shown_further() -> None:
+    """With lips 0.12 apart at 45° and closed ones at 0°, the change is at 29°; of two closed ones it is half way."""
+    angles = np.radians([[k, 0] for k in range(46)]).astype(np.float32)
+    openness, references = np.zeros(46, np.float32), np.array([0, 45], np.int64)
+    assert np.flatnonzero(nearest(angles, references, openness))[0] == 23
+    openness[45] = 0.12
+    shown = nearest(angles, references, openness)
+    assert np.flatnonzero(shown)[0] == 30 and shown[45] == 1
 
 
 def test_a_still_head_has_one_reference() -> None:
