@@ -62,6 +62,13 @@ class Page:
         self.requests: list[str] = []
         self._pages: dict[str, str] = {}
         self._serving: set[asyncio.Task[Any]] = set()
+        self.context: dict[str, str] = {}
+        """What names its browser context where the protocol asks for one."""
+
+    async def watch(self) -> None:
+        """Errors and requests are collected from now on."""
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            await self.send(f"{domain}.enable")
 
     async def listen(self) -> None:
         """Hands out answers and collects events until the connection closes."""
@@ -186,38 +193,78 @@ class Page:
         await asyncio.to_thread(path.write_bytes, base64.b64decode(shot["data"]))
 
 
-@asynccontextmanager
-async def browser(program: str, *extra_flags: str, without: str = "") -> AsyncIterator[Page]:
-    """A fresh Chromium with one empty tab, and `without` one of `FLAGS`; it and its profile are gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
-        command = [
-            program,
-            *(flag for flag in FLAGS if flag != without),
-            *extra_flags,
-            "--remote-debugging-port=0",
-            f"--user-data-dir={profile}",
-            "about:blank",
-        ]
-        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            async with connect(await _tab(Path(profile)), max_size=64 * 2**20, proxy=None) as socket:
-                page = Page(socket)
-                listener = asyncio.create_task(page.listen())
-                for domain in ("Page", "Runtime", "Network", "Log"):
-                    await page.send(f"{domain}.enable")
-                try:
+class Chromium:
+    """A process for many tests: to start one takes one and a half CPU seconds. Starts again when it has ended.
+
+    Args:
+        flags: more than `FLAGS`.
+        without: one of `FLAGS` that is left out.
+    """
+
+    def __init__(self, program: str, *flags: str, without: str = "") -> None:
+        self._command = [program, *(flag for flag in FLAGS if flag != without), *flags, "--remote-debugging-port=0"]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._profile: tempfile.TemporaryDirectory[str] | None = None
+
+    @asynccontextmanager
+    async def tab(self) -> AsyncIterator[Page]:
+        """An empty tab in a browser context of its own, which shares no storage, cache or permission with another."""
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        assert self._profile is not None
+        address = await _address(Path(self._profile.name))
+        async with _connected(address) as whole:
+            context = await whole.send("Target.createBrowserContext")
+            try:
+                target = (await whole.send("Target.createTarget", url="about:blank", newWindow=True, **context))[
+                    "targetId"
+                ]
+                async with _connected(f"{address.partition('/devtools')[0]}/devtools/page/{target}") as page:
+                    page.context = context
+                    await page.watch()
                     yield page
-                finally:
-                    listener.cancel()
-                    await asyncio.gather(listener, return_exceptions=True)
+            finally:
+                await whole.send("Target.disposeBrowserContext", **context)
+
+    def _start(self) -> None:
+        self.close()
+        self._profile = tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
+        command = [*self._command, f"--user-data-dir={self._profile.name}", "about:blank"]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def close(self) -> None:
+        """Ends it, if it runs. Its profile is gone afterwards."""
+        if self._process is not None and self._profile is not None:
+            self._process.terminate()
+            self._process.wait()
+            self._profile.cleanup()
+
+
+@asynccontextmanager
+async def browser(program: str, *extra_flags: str) -> AsyncIterator[Page]:
+    """A tab of a fresh Chromium; it and its profile are gone afterwards."""
+    chromium = Chromium(program, *extra_flags)
+    try:
+        async with chromium.tab() as tab:
+            yield tab
+    finally:
+        await asyncio.to_thread(chromium.close)
+
+
+@asynccontextmanager
+async def _connected(address: str) -> AsyncIterator[Page]:
+    async with connect(address, max_size=64 * 2**20, proxy=None) as socket:
+        page = Page(socket)
+        listener = asyncio.create_task(page.listen())
+        try:
+            yield page
         finally:
-            if process.returncode is None:
-                process.terminate()
-            await process.wait()
+            listener.cancel()
+            await asyncio.gather(listener, return_exceptions=True)
 
 
-async def _tab(profile: Path) -> str:
-    """DevTools address of the first tab: Chromium writes its port into the profile when it is ready."""
+async def _address(profile: Path) -> str:
+    """DevTools address of the browser: Chromium writes its port into the profile when it is ready."""
     port_file = profile / "DevToolsActivePort"
 
     async def written() -> list[str] | None:
@@ -227,8 +274,4 @@ async def _tab(profile: Path) -> str:
     words = await until(written)
     assert words is not None
     port, path = words
-    async with connect(f"ws://127.0.0.1:{port}{path}", proxy=None) as socket:
-        await socket.send('{"id": 1, "method": "Target.getTargets"}')
-        targets = json.loads(await socket.recv())["result"]["targetInfos"]
-    tab = next(target["targetId"] for target in targets if target["type"] == "page")
-    return f"ws://127.0.0.1:{port}/devtools/page/{tab}"
+    return f"ws://127.0.0.1:{port}{path}"

@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.browser.chromium import Page, browser, find_chromium
+from tests.browser.chromium import Chromium, Page, find_chromium
 from tests.waiting import NEVER_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,13 +44,21 @@ class Stack:
         return httpx.post(self.url + path, headers=headers, json=body, timeout=NEVER_S, trust_env=False)
 
 
-@pytest.fixture
-async def page() -> AsyncIterator[Page]:
-    """A tab of a fresh Chromium."""
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Chromium]:
+    """A Chromium for all tests."""
     program = find_chromium()
     if program is None:
         pytest.skip("no Chromium on PATH")
-    async with browser(program) as tab:
+    made = Chromium(program)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def page(chromium: Chromium) -> AsyncIterator[Page]:
+    """A fresh tab."""
+    async with chromium.tab() as tab:
         yield tab
 
 

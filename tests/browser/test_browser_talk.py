@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from orchestrator.conversation.conversations import find_python
-from tests.browser.chromium import Page, browser, find_chromium
+from tests.browser.chromium import Chromium, Page, find_chromium
 from tests.browser.conftest import Stack, running_demo
 from tests.browser.test_browser_page import LIVE, LOUD, OVERFLOW, PROBE, TARGETS, clean, session_id, stopped, watch
 from tests.fakes.openai_models import KEY, FakeModels
@@ -116,14 +116,22 @@ def recording(talking: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-async def page(recording: Path, talking: Stack) -> AsyncIterator[Page]:
-    """A tab of a Chromium whose microphone plays the recording; no session stays behind."""
+@pytest.fixture(scope="module")
+def listener(recording: Path) -> Iterator[Chromium]:
+    """A Chromium whose microphone plays the recording from its beginning whenever it is opened."""
     program = find_chromium()
     if program is None:
         pytest.skip("no Chromium on PATH")
     microphone = f"--use-file-for-fake-audio-capture={recording}"
-    async with browser(program, microphone, without="--use-fake-ui-for-media-stream") as tab:  # see `permit`
+    made = Chromium(program, microphone, without="--use-fake-ui-for-media-stream")  # see `permit`
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def page(listener: Chromium, talking: Stack) -> AsyncIterator[Page]:
+    """A tab of that Chromium; no session stays behind."""
+    async with listener.tab() as tab:
         await tab.send("Page.addScriptToEvaluateOnNewDocument", source=TRACKS + SENT)
         yield tab
     for session in (await asyncio.to_thread(talking.get, "/sessions")).json()["sessions"]:
@@ -132,7 +140,8 @@ async def page(recording: Path, talking: Stack) -> AsyncIterator[Page]:
 
 async def permit(page: Page, stack: Stack, *, microphone: bool) -> None:
     setting = "granted" if microphone else "denied"
-    await page.send("Browser.setPermission", permission={"name": "microphone"}, setting=setting, origin=stack.url)
+    microphone_of = {"permission": {"name": "microphone"}, "origin": stack.url}
+    await page.send("Browser.setPermission", setting=setting, **microphone_of, **page.context)
 
 
 async def start(page: Page, stack: Stack, *, microphone: bool = True) -> None:
