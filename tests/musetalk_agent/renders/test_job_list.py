@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 import av
@@ -52,30 +53,42 @@ def test_a_list_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == f"{tmp_path / 'a.mp4'}: made already\n{tmp_path / 'b.zip'}: made already\n"
 
 
-@pytest.mark.parametrize("changed", ["the sound", "an option", "the transcript", "the film itself"])
-def test_a_film_of_something_else_is_made_anew(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: str
-) -> None:
-    write_wav(tmp_path / "in.wav", bursts(1.0, 16_000), 16_000)
-    (tmp_path / "said.txt").write_text("mama")
-    small = "engine: pattern, width: 64, height: 64, audio: in.wav, transcript: said.txt"
-    path = jobs(tmp_path, f"avatar: x, output: a.mp4, {small}", f"avatar: x, output: b.mp4, fps: 20, {small}")
+SMALL = "engine: pattern, width: 64, height: 64, audio: in.wav, transcript: said.txt"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose list of two films is made, and beside it a copy of it."""
+    folder = tmp_path_factory.mktemp("made") / "films"
+    folder.mkdir()
+    write_wav(folder / "in.wav", bursts(1.0, 16_000), 16_000)
+    (folder / "said.txt").write_text("mama")
+    path = jobs(folder, f"avatar: x, output: a.mp4, {SMALL}", f"avatar: x, output: b.mp4, fps: 20, {SMALL}")
     assert run(str(path), "--engine", "pattern", "--workers", "1") == 0
+    shutil.copytree(folder, folder.with_name("copy"))
+    return folder
+
+
+@pytest.mark.parametrize("changed", ["the sound", "an option", "the transcript", "the film itself"])
+def test_a_film_of_something_else_is_made_anew(made: Path, capsys: pytest.CaptureFixture[str], changed: str) -> None:
+    shutil.rmtree(made)
+    shutil.copytree(made.with_name("copy"), made)
+    path = made / "jobs.yaml"
     if changed == "the sound":
-        write_wav(tmp_path / "in.wav", bursts(2.0, 16_000), 16_000)
+        write_wav(made / "in.wav", bursts(2.0, 16_000), 16_000)
     elif changed == "the transcript":
-        (tmp_path / "said.txt").write_text("papa")
+        (made / "said.txt").write_text("papa")
     elif changed == "an option":
-        jobs(tmp_path, f"avatar: x, output: a.mp4, fps: 30, {small}", f"avatar: x, output: b.mp4, fps: 20, {small}")
+        jobs(made, f"avatar: x, output: a.mp4, fps: 30, {SMALL}", f"avatar: x, output: b.mp4, fps: 20, {SMALL}")
     else:
-        (tmp_path / "a.mp4").write_text("no film")
+        (made / "a.mp4").write_text("no film")
     capsys.readouterr()
     assert run(str(path), "--engine", "pattern", "--workers", "1") == 0
     printed = capsys.readouterr().out
-    assert f"{tmp_path / 'a.mp4'}: made already" not in printed
-    assert (f"{tmp_path / 'b.mp4'}: made already" in printed) == (changed in ("an option", "the film itself"))
-    assert frames(tmp_path / "a.mp4") == {"the sound": 50, "an option": 30}.get(changed, 25)
-    assert "papa" in (tmp_path / "a.srt").read_text() or changed != "the transcript"
+    assert f"{made / 'a.mp4'}: made already" not in printed
+    assert (f"{made / 'b.mp4'}: made already" in printed) == (changed in ("an option", "the film itself"))
+    assert frames(made / "a.mp4") == {"the sound": 50, "an option": 30}.get(changed, 25)
+    assert "papa" in (made / "a.srt").read_text() or changed != "the transcript"
 
 
 def test_a_single_film_is_made_whatever_its_output_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -143,7 +143,9 @@ def test_a_large_text_is_cut_in_time_that_grows_with_it(line: str) -> None:
     began = time.process_time()
     said = split(text)
     assert time.process_time() - began < 10  # CPU time; "ab. " took 15 s when each match went over the whole text
-    assert letters(*said) in (letters(clean(text)), letters(text))
+    assert letters(*said) == letters(text) or letters(*said) == letters(
+        clean(text)
+    )  # which takes long for a whole text
 
 
 async def test_a_whole_text_is_read_to_its_end_and_then_says_so_again_and_again() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +17,8 @@ TOP = 112
 MOUTH = (128.0, 180.0, 40.0)
 SKIN = (150, 175, 215)
 DIM_SKIN = (80, 92, 120)
+Talk = tuple[Speech, list[Pixels], np.ndarray]
+"""What is said, its faces, and how far each mouth is open."""
 
 
 def flat(skin: tuple[int, int, int] = SKIN) -> Pixels:
@@ -39,13 +42,20 @@ def shown(faces: list[Pixels], name: Smoothing) -> list[Pixels]:
     return [smoother.smoothed(face).copy() for face in faces]
 
 
+@functools.lru_cache(1)
+def talk(seed: int = 0, hold: tuple[int, int] = (3, 9), skin: tuple[int, int, int] = SKIN) -> Talk:
+    """Ten seconds of speech, painted once for both strengths."""
+    spoken = speech(250, seed, hold)
+    before = painted(spoken, skin=skin)
+    return spoken, before, openings(before)
+
+
 @pytest.mark.parametrize("name", ["light", "strong"])
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("hold", [(3, 5), (3, 9)], ids=["fast", "usual"])
 def test_trembling_is_halved_and_nothing_comes_later(name: Smoothing, seed: int, hold: tuple[int, int]) -> None:
-    spoken = speech(250, seed, hold)
-    before = painted(spoken)
-    raw, smooth = openings(before), openings(shown(before, name))
+    spoken, before, raw = talk(seed, hold)
+    smooth = openings(shown(before, name))
     assert abs(40 * lag_frames(smooth, raw)) < 1  # ms at 25 frames a second
     closed = [k for k, closure in enumerate(spoken.closures) if raw[closure.start : closure.stop].min() < 2]
     kept = [smooth[spoken.closures[k].start : spoken.closures[k].stop].min() < 2 for k in closed]
@@ -57,15 +67,13 @@ def test_trembling_is_halved_and_nothing_comes_later(name: Smoothing, seed: int,
 @pytest.mark.parametrize("name", ["light", "strong"])
 def test_lips_that_are_told_from_the_skin_by_their_red_alone_tremble_as_little(name: Smoothing) -> None:
     """As those of a talker of GRID: an edge that trembles there is no movement, however little the green changes."""
-    spoken = speech(250)
-    before = painted(spoken, skin=DIM_SKIN)
+    spoken, before, raw = talk(skin=DIM_SKIN)
     smooth = openings(shown(before, name))
-    assert trembling(smooth, spoken.holds) < 0.4 * trembling(openings(before), spoken.holds)
+    assert trembling(smooth, spoken.holds) < 0.4 * trembling(raw, spoken.holds)
 
 
 def test_strong_takes_out_more_than_light() -> None:
-    spoken = speech(250)
-    before = painted(spoken)
+    spoken, before, _ = talk()
     light, strong = (trembling(openings(shown(before, name)), spoken.holds) for name in ("light", "strong"))
     assert strong < 0.95 * light
 
