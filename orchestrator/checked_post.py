@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpcore
 
@@ -23,6 +25,23 @@ class PostAnswer:
     status: int
     body: bytes = field(repr=False)
     encoding: str = ""
+
+
+class _Connections(httpcore.AnyIOBackend):
+    """Closes what it connected. httpcore leaves a connection whose handshake is cancelled to the garbage collector."""
+
+    def __init__(self) -> None:
+        self._made: list[httpcore.AsyncNetworkStream] = []
+
+    async def connect_tcp(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+        made = await super().connect_tcp(*args, **options)
+        self._made.append(made)
+        return made
+
+    async def aclose(self) -> None:
+        """Idempotent."""
+        for each in self._made:
+            await each.aclose()
 
 
 class CheckedPosts:
@@ -73,9 +92,13 @@ class CheckedPosts:
             scheme, path = target.scheme.encode(), target.path.encode()
             where = httpcore.URL(scheme=scheme, host=address.encode(), port=target.port, target=path)
             extensions = {"sni_hostname": target.host}
-            pool = httpcore.AsyncConnectionPool(self._ssl_context, max_connections=1, max_keepalive_connections=0)
+            connections = _Connections()
+            pool = httpcore.AsyncConnectionPool(
+                self._ssl_context, max_connections=1, max_keepalive_connections=0, network_backend=connections
+            )
             try:
                 async with (
+                    contextlib.aclosing(connections),
                     pool,
                     pool.stream("POST", where, headers=sent, content=body, extensions=extensions) as answer,
                 ):
