@@ -2,8 +2,9 @@
 
     submit ─► waiting frames, a queue a session ─► launcher: earliest deadline first ─► device ─► collector: wait, patches ─► future
 
-An engine without a device has its patches when `launch` returns; they are delivered on the launcher's thread, which does what
-follows a patch too (`submit`'s `then`), so that no other thread is woken for it.
+An engine without a device has its patches when `launch` returns; they are delivered on the launcher's thread. While no other frame
+waits for it, it does what follows a patch too (`submit`'s `then`), so that no other thread is woken for that; where frames wait,
+other threads do that beside it.
 
 While the device works on a batch the next is launched just before it ends: late enough to gather frames of more sessions, early
 enough that the device never idles.
@@ -167,8 +168,9 @@ class Batcher:
     ) -> Result:
         """Queues one frame that should be ready at `deadline` (monotonic seconds).
 
-        `then` takes the patch on the engine's thread, before the future has it, where that thread waits for no device: what a frame
-        still needs is done there without another thread's help. It must not raise. Other engines leave it out.
+        `then` takes the patch on the engine's thread, before the future has it, where that thread waits for no device and no other
+        frame for that thread: what a frame still needs is done there without another thread's help. It must not raise. Elsewhere it
+        is left out.
 
         The future fails with what the engine raised, or with `EngineUnavailable` when the queue is full or closed. Cancelling it
         drops the request if it has not begun. Frames of one session are made in the order in which they came.
@@ -386,10 +388,10 @@ class Batcher:
                 log.error("engine failed on a batch", exc_info=batch.error, extra=fields)
         if isinstance(batch.error, EngineFailed):
             self.fail(batch.error)
-        if batch.error is None and isinstance(batch.in_flight, CompletedBatch):
-            for job, patch in zip(batch.jobs, patches, strict=True):
-                if job.then is not None and not job.result.done():
-                    job.then(patch)
+        if batch.error is None and isinstance(batch.in_flight, CompletedBatch) and len(batch.jobs) == 1:
+            job = batch.jobs[0]
+            if job.then is not None and not job.result.done() and not self._waiting:
+                job.then(patches[0])
         with contextlib.suppress(RuntimeError):  # the loop is gone: so is everybody who waited
             self._loop.call_soon_threadsafe(_settle, batch.jobs, patches, batch.error)
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -113,17 +114,30 @@ async def running(engine: PatternEngine, failures: list[EngineFailed] | None = N
 async def test_what_follows_a_patch_is_done_on_the_thread_that_made_it() -> None:
     engine = GatedEngine()
     seen: list[tuple[int, Patch | None, str]] = []
+
+    def note(number: int, patch: Patch | None) -> None:
+        seen.append((number, patch, threading.current_thread().name))
+
     async with running(engine) as batcher:
-        first, cancelled = (
-            batcher.submit(
-                request(engine, 1), 0.0, lambda patch, k=k: seen.append((k, patch, threading.current_thread().name))
-            )
-            for k in range(2)
-        )
+        cancelled = batcher.submit(request(engine, 1), 0.0, partial(note, 0))
+        await until(engine.entered.is_set)
         cancelled.cancel()
         engine.gate.set()
-        patch = await first
-    assert [(k, made is patch, thread) for k, made, thread in seen] == [(0, True, f"engine-{engine.name}")]
+        patch = await batcher.submit(request(engine, 1), 0.0, partial(note, 1))
+    assert [(number, made is patch, thread) for number, made, thread in seen] == [(1, True, f"engine-{engine.name}")]
+
+
+async def test_nothing_follows_a_patch_while_other_frames_wait_for_the_engine() -> None:
+    engine = GatedEngine()
+    seen: list[int] = []
+    async with running(engine) as batcher:
+        made = [
+            batcher.submit(request(engine, 1), float(k), lambda _, k=k: seen.append(k))
+            for k in range(2 * engine.batch_sizes[-1] + 1)
+        ]
+        engine.gate.set()
+        await asyncio.gather(*made)
+    assert seen in ([], [len(made) - 1])  # the last one only, and only where it was alone
 
 
 async def test_nothing_follows_a_patch_on_the_thread_that_waits_for_a_device() -> None:
