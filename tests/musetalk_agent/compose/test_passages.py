@@ -51,7 +51,26 @@ def test_what_differs_more_takes_longer_and_has_an_end() -> None:
         other = clip([level, level + 1, level + 2])
         home, played = face(idle), face(other)
         fades.append(enter(Timeline(home, STILL), 0, {home: sketch(idle), played: sketch(other)}, played).fade)
-    assert fades[0] < fades[1] < fades[2] == 50
+    assert fades[0] < fades[1] < fades[2] == 60
+
+
+def test_a_head_that_goes_further_takes_longer() -> None:
+    """Stripes differ no more at two pixels than at ten: it is the way that counts."""
+    mesh = np.random.default_rng(0).uniform(8, 56, (468, 2)).astype(np.float32)
+
+    def striped(shift: int) -> Bundle:
+        made = clip([60] * 3)
+        frames, landmarks = np.array(made.frames), np.array(made.landmarks)
+        frames[:, :64] = 60 + 4 * ((np.arange(64) - shift) % 4 < 2)
+        landmarks[:] = mesh + np.float32([shift, 0])
+        return replace(made, frames=frames, landmarks=landmarks)
+
+    fades = []
+    for shift in (2, 10):
+        idle, other = striped(0), striped(shift)
+        home, played = face(idle), face(other)
+        fades.append(enter(Timeline(home, STILL), 0, {home: sketch(idle), played: sketch(other)}, played).fade)
+    assert 3 < fades[0] < fades[1] < 60
 
 
 def test_a_passage_is_not_broken_by_the_next_one() -> None:
@@ -85,7 +104,7 @@ def test_a_look_says_what_goes_away_and_how_far_it_is() -> None:
 def test_a_long_clip_is_sampled() -> None:
     made = sketch(clip([n % 200 for n in range(500)]))
     assert len(made.pictures) <= 200 and made.stride == 3
-    assert abs(float(made.of(499).mean()) - 99) <= 3
+    assert abs(float(made.pictures[made.row(499)].mean()) - 99) <= 3
 
 
 def test_a_still_picture_is_played_once_for_three_and_a_half_seconds() -> None:
