@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 import cv2
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from musetalk_agent.media_types import Box, Pixels
@@ -95,9 +94,10 @@ class KeptPicture:
         planes: its I420 planes, flat, which do not change.
         size: its width and height.
         grid: where it will be bent; of the grid's box up to 7 columns at its right are left over, so that quads are whole.
+        alpha: its alpha, as large as the picture, if it has one.
     """
 
-    def __init__(self, planes: Pixels, size: tuple[int, int], grid: FieldGrid) -> None:
+    def __init__(self, planes: Pixels, size: tuple[int, int], grid: FieldGrid, alpha: Pixels | None = None) -> None:
         box = grid.box
         self.box = Box(box.x0, box.y0, box.x1 - box.width % 8, box.y1)
         self._grid = grid
@@ -105,13 +105,17 @@ class KeptPicture:
         box = self.box
         self._luma = _quads(twice(luma[box.y0 : box.y1, box.x0 : box.x1]), 2)
         self._chroma = [_quads(each[box.y0 // 2 : box.y1 // 2, box.x0 // 2 : box.x1 // 2], 1) for each in chroma]
+        self._alpha = None if alpha is None else _quads(twice(alpha[box.y0 : box.y1, box.x0 : box.x1]), 2)
 
-    def bend(self, source: Field, after: list[Pixels]) -> None:
-        """Fills its box of the planes `after` with what a field says; see `FieldGrid.maps`."""
+    def bend(self, source: Field, after: list[Pixels], alpha: Pixels | None = None) -> None:
+        """Fills its box of the planes `after`, and of `alpha`, with what a field says; see `FieldGrid.maps`."""
         box = self.box
         # in pixels of what is kept, and of a quad's first pixel: 1.5 before its middle
         fine = _placed(source, 2.0, _PAD - 2.5 - 2 * box.x0, 0.5 - 2 * box.y0)
-        _sample(self._luma, self._grid.quad_maps(fine, box), _as_quads(after[0][box.y0 : box.y1, box.x0 : box.x1]))
+        maps = self._grid.quad_maps(fine, box)
+        for kept, plane in ((self._luma, after[0]), (self._alpha, alpha)):
+            if kept is not None and plane is not None:
+                _sample(kept, maps, _as_quads(plane[box.y0 : box.y1, box.x0 : box.x1]))
         halved = _placed(source, 0.5, _PAD - 1.75 - box.x0 / 2, -0.25 - box.y0 / 2)
         maps = self._grid.quad_maps(halved, box, 2)
         for kept, plane in zip(self._chroma, after[1:], strict=True):
@@ -120,25 +124,20 @@ class KeptPicture:
 
 def bend(grid: FieldGrid, source: Field, before: list[Pixels], after: list[Pixels], part: Box, reach: int) -> None:
     """Fills a part (even coordinates) of I420 planes, pixel by pixel; what is seen there comes from at most `reach` pixels away."""
-    height, width = before[0].shape
-    beside = reach + _CUBIC
-    read = Box(part.x0 - beside, part.y0 - beside, part.x1 + beside, part.y1 + beside).even(width, height)
-    fine = _placed(source, 2.0, 0.5 - 2 * read.x0, 0.5 - 2 * read.y0)
-    enlarged = twice(before[0][read.y0 : read.y1, read.x0 : read.x1])
-    _sample(enlarged, grid.maps(fine, part), after[0][part.y0 : part.y1, part.x0 : part.x1])
+    bend_plane(grid, source, before[0], after[0], part, reach)
     maps = grid.maps(_placed(source, 0.5, -0.25, -0.25), part, 2)
     for one, other in zip(before[1:], after[1:], strict=True):
         _sample(one, maps, other[part.y0 // 2 : part.y1 // 2, part.x0 // 2 : part.x1 // 2])
 
 
-def bend_plane(grid: FieldGrid, source: Field, enlarged: Pixels, after: Pixels, parts: list[Box]) -> None:
-    """Fills parts of one plane as large as the picture, from the grid's box of it, which was enlarged twice."""
-    box = grid.box
-    whole = grid.maps(_placed(source, 2.0, 0.5 - 2 * box.x0, 0.5 - 2 * box.y0), box)
-    for part in parts:
-        rows, columns = slice(part.y0 - box.y0, part.y1 - box.y0), slice(part.x0 - box.x0, part.x1 - box.x0)
-        across, down = (one[rows, columns] for one in whole)
-        _sample(enlarged, (across, down), after[part.y0 : part.y1, part.x0 : part.x1])
+def bend_plane(grid: FieldGrid, source: Field, before: Pixels, after: Pixels, part: Box, reach: int) -> None:
+    """The same of one plane as large as the picture."""
+    height, width = before.shape
+    beside = reach + _CUBIC
+    read = Box(part.x0 - beside, part.y0 - beside, part.x1 + beside, part.y1 + beside).even(width, height)
+    fine = _placed(source, 2.0, 0.5 - 2 * read.x0, 0.5 - 2 * read.y0)
+    enlarged = twice(before[read.y0 : read.y1, read.x0 : read.x1])
+    _sample(enlarged, grid.maps(fine, part), after[part.y0 : part.y1, part.x0 : part.x1])
 
 
 def planes_of(i420: Pixels, size: tuple[int, int]) -> list[Pixels]:
@@ -176,7 +175,7 @@ def _quads(plane: Pixels, apart: int) -> Pixels:
 def _as_quads(part: Pixels) -> Pixels:
     """A view of a part of a plane, whose width is a multiple of 4, as pixels of four channels."""
     height, width = part.shape
-    return as_strided(part, (height, width // _QUAD, _QUAD), (part.strides[0], _QUAD, 1))
+    return part.reshape(height, width // _QUAD, _QUAD)
 
 
 def changed_box(before: list[Pixels], after: list[Pixels]) -> Box | None:

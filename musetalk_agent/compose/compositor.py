@@ -104,12 +104,15 @@ class Compositor:
         warp = self._warp
         if warp is None:
             return frame
+        mood, index = self._bundle.mood, frame.idle_index
+        if self._cutout is not None and index != 0:
+            return warp.moved(
+                frame, pose, mood
+            )  # a blink: a person and its alpha differ all over, not by the eyes alone
         if self._known_picture is None:
-            self._known_picture = warp.keep(self._planes(0))
-        changed = [self._closed_eyes(frame.idle_index), None if patch is None else patch.box]
-        return warp.moved(
-            frame, pose, self._bundle.mood, self._known_picture, [box for box in changed if box is not None]
-        )
+            self._known_picture = warp.keep(self._planes(0), frame.alpha)
+        changed = [self._closed_eyes(index), None if patch is None else patch.box]
+        return warp.moved(frame, pose, mood, self._known_picture, [box for box in changed if box is not None])
 
     def _closed_eyes(self, idle_index: int) -> Box | None:
         if idle_index not in self._closed:

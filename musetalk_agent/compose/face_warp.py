@@ -8,9 +8,7 @@ out; what is far from it, and the picture's border there, stands still.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +20,7 @@ from numpy.typing import NDArray
 from musetalk_agent.arrays import load_array, map_array
 from musetalk_agent.avatars.bundle import RELIEF_FILE, Bundle
 from musetalk_agent.avatars.face import Points
-from musetalk_agent.compose.bent_planes import Field, FieldGrid, KeptPicture, bend, bend_plane, planes_of, twice
+from musetalk_agent.compose.bent_planes import Field, FieldGrid, KeptPicture, bend, bend_plane, planes_of
 from musetalk_agent.compose.head_motion import AS_IT_IS, Pose
 from musetalk_agent.media_types import Box, Pixels, VideoFrame
 from musetalk_agent.protocol.avatar_settings import Mood
@@ -46,13 +44,6 @@ _SEEN = 0.5
 """Points of the mesh within its smoothing, from which on a depth is the mesh's own."""
 _NODES = 28
 """Nodes of the field in a face's width: an iris has three."""
-_REACH = 0.04
-"""Widths of the face by which pixels move at most, but for a few poses."""
-_TILE = 32
-"""Pixels on each side of what is looked at for an edge of the person."""
-_OPAQUE = 255
-_KEPT = 8
-"""Frames whose enlarged alpha is kept: a picture has five. 1 MB each at 512×512."""
 _SHARP = 3
 """Pixels around a part that was changed, into which enlarging carries it, and one for rounding."""
 _EYES = ((33, 133, 159, 145), (362, 263, 386, 374))
@@ -111,14 +102,11 @@ class FaceWarp:
         self._fields = _planes(self._head.fields(nodes))
         self._moods = {mood: _planes(self._head.mood(nodes, mood)) for mood in _MOODS}
         self._mesh = points, self._head.fields(points)
-        self._reach = math.ceil(_REACH * self._head.width)
-        self._shares: OrderedDict[int, tuple[Pixels, Pixels, list[Box]]] = (
-            OrderedDict()
-        )  # by address: alpha, the same enlarged, and its edges
 
-    def keep(self, planes: Pixels) -> KeptPicture:
-        """What `moved` needs of a picture to move it in a third of the time; made once (3 ms of a core and 5 MB for 512×512)."""
-        return KeptPicture(planes, self._size, self._grid)
+    def keep(self, planes: Pixels, alpha: Pixels | None = None) -> KeptPicture:
+        """What `moved` needs of a picture to move it in half of the time; made once (3 ms of a core and 5 MB for 512×512, 9 with
+        alpha)."""
+        return KeptPicture(planes, self._size, self._grid, alpha)
 
     def moved(
         self,
@@ -130,7 +118,8 @@ class FaceWarp:
     ) -> VideoFrame:
         """The frame with its head in `pose` and its face in `mood`, in new memory; the frame itself for the picture as it is.
 
-        `kept`: of the picture that the frame was made from, where there is one; `changed`: the parts in which it differs from that.
+        `kept`: of the picture that the frame was made from, where there is one, with the frame's alpha; `changed`: the parts in
+        which the frame's planes differ from that.
         """
         set_face, box = self._moods.get(mood), self._grid.box
         if (pose == AS_IT_IS and set_face is None) or box.width <= 0 or box.height <= 0:
@@ -140,66 +129,26 @@ class FaceWarp:
             goes = goes + set_face
         source, made = self._nodes - goes, np.array(frame.i420).reshape(-1)
         before, after = planes_of(frame.i420, self._size), planes_of(made, self._size)
+        alpha = None if frame.alpha is None else np.array(frame.alpha)
         reach = math.ceil(float(np.abs(goes).max()))
-        anew = [box]
+        left_over, parts = box, [box]
         if kept is not None:
-            kept.bend(source, after)
-            # what was changed may be seen so far from its place; and the columns that are left over
-            far = reach + _SHARP
-            anew = [Box(one.x0 - far, one.y0 - far, one.x1 + far, one.y1 + far) for one in changed]
-            anew.append(Box(kept.box.x1, box.y0, box.x1, box.y1))
-        for one in anew:
-            part = _common(one.even(*self._size), box)
+            kept.bend(source, after, alpha)
+            left_over = Box(kept.box.x1, box.y0, box.x1, box.y1)
+            far = reach + _SHARP  # what was changed may be seen that far from its place
+            parts = [Box(one.x0 - far, one.y0 - far, one.x1 + far, one.y1 + far) for one in changed]
+            parts = [left_over, *(_common(part.even(*self._size), box) for part in parts)]
+        for part in parts:
             if part.width > 0 and part.height > 0:
                 bend(self._grid, source, before, after, part, reach)
-        alpha = frame.alpha
-        if alpha is not None:
-            share, parts = self._share(alpha)
-            alpha = np.array(alpha)
-            bend_plane(self._grid, source, share, alpha, parts if reach <= self._reach else [box])
+        if alpha is not None and left_over.width:
+            bend_plane(self._grid, source, np.asarray(frame.alpha), alpha, left_over, reach)
         return replace(frame, i420=made, alpha=alpha)
 
     def mesh(self, pose: Pose) -> Points:
         """The face's mesh in `pose`, float32 `[468, 2]` in pixels."""
         points, fields = self._mesh
         return np.asarray(points + _sum(fields, pose), np.float32)
-
-    def _edges(self, alpha: Pixels) -> list[Box]:
-        """The parts of the box in which the person's share may change: those near which there is neither nothing nor all of it."""
-        box = self._grid.box
-        boxed = alpha[box.y0 : box.y1, box.x0 : box.x1]
-        around = np.ones((2 * self._reach + 1,) * 2, np.uint8)
-        edge = (cv2.dilate(boxed, around) > 0) & (cv2.erode(boxed, around) < _OPAQUE)
-        rows, columns = edge.shape
-        parts: list[Box] = []
-        for top in range(0, rows, _TILE):
-            tiles = [edge[top : top + _TILE, left : left + _TILE].any() for left in range(0, columns, _TILE)]
-            begin: int | None = None
-            for k, found in enumerate([*tiles, False]):
-                if found and begin is None:
-                    begin = k
-                elif not found and begin is not None:
-                    tile = Box(begin * _TILE, top, k * _TILE, top + _TILE)
-                    parts.append(_common(_shifted(tile, box.x0, box.y0), box))
-                    begin = None
-        return parts
-
-    def _share(self, alpha: Pixels) -> tuple[Pixels, list[Box]]:
-        """The person's share within the box, enlarged twice, and its edges. Of what does not change it is kept."""
-        box, address = self._grid.box, int(alpha.ctypes.data)
-        found = self._shares.get(address)
-        if found is None:
-            found = alpha, twice(alpha[box.y0 : box.y1, box.x0 : box.x1]), self._edges(alpha)
-            if not alpha.flags.writeable:
-                self._shares[address] = found
-                if len(self._shares) > _KEPT:
-                    with suppress(KeyError):  # another thread may have emptied it
-                        self._shares.popitem(last=False)
-        return found[1:]
-
-
-def _shifted(box: Box, x: int, y: int) -> Box:
-    return Box(box.x0 + x, box.y0 + y, box.x1 + x, box.y1 + y)
 
 
 def _common(one: Box, other: Box) -> Box:

@@ -177,6 +177,22 @@ def test_a_picture_of_any_even_size_is_kept(seen: Face, width: int, height: int)
     assert np.percentile(np.abs(kept - moves.moved(picture, pose).i420), 99) <= 1
 
 
+@pytest.mark.parametrize("width", [SIDE, SIDE + 6])
+@pytest.mark.parametrize("pose", [Pose(yaw=0.02, x=0.004), Pose(roll=0.03, x=0.06)])
+def test_alpha_that_is_kept_moves_as_alpha_that_is_not(seen: Face, width: int, pose: Pose) -> None:
+    alpha = np.zeros((SIDE, width), np.uint8)
+    cv2.fillConvexPoly(alpha, cv2.convexHull(np.rint(seen.points).astype(np.int32)), 255)
+    alpha = cv2.GaussianBlur(alpha, (9, 9), 2)
+    picture = frame(np.ascontiguousarray(np.resize(face(SIDE), (SIDE, width, 3))), alpha)
+    moves = FaceWarp(seen.points, relief(seen), (width, SIDE))
+    kept, fresh = (
+        moves.moved(picture, pose, kept=moves.keep(picture.i420, alpha)).alpha,
+        moves.moved(picture, pose).alpha,
+    )
+    assert kept is not None and fresh is not None and np.abs(fresh.astype(int) - alpha).max() > 20
+    assert np.percentile(np.abs(kept.astype(int) - fresh), 99) <= 1 and np.abs(kept.astype(int) - fresh).max() <= 12
+
+
 def test_where_pictures_differ_is_found_in_all_planes() -> None:
     before, size = FRAME.i420, (SIDE, SIDE)
     assert changed_box(planes_of(before, size), planes_of(before, size)) is None
