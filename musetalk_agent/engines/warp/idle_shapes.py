@@ -39,7 +39,7 @@ SHUT = 0.03
 SMILES_OPEN = 1.4, 0.2
 """Where lips are always apart, those up to this multiple of the least opening count as closed, for the mesh reads smiles unevenly.
 Lips that are never less apart than the second (eye distances) are those of no smile."""
-OPEN_AWAY = np.radians(150.0), np.radians(25.0)
+OPEN_AWAY = np.radians(250.0), np.radians(30.0)
 """How much further away open lips count, for each eye distance that they are open, and at most (radians)."""
 MOST = 12
 """References of a clip at most: each costs 50 ms of preparation."""
