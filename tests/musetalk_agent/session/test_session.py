@@ -16,6 +16,7 @@ from musetalk_agent.clock import Clock, MonotonicClock, VirtualClock
 from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.pattern import PatternEngine
 from musetalk_agent.factory import Factory
+from musetalk_agent.media.scheduler import Outcome
 from musetalk_agent.media_types import Patch, Pcm, VideoFrame
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource, PublisherMode, Transport
 from musetalk_agent.protocol.messages import PublisherChanged
@@ -159,6 +160,11 @@ async def test_the_room_hears_of_degraded_lips_in_time_and_of_their_recovery(
         session.receiver.take(tone(1).tobytes())
         await clock.run(21)
         assert session.diagnose().code == "track_not_subscribed" and publisher.states[-1][1] == "speaking"
+        await clock.run(30)
+        for _ in range(20):
+            session.pipeline.player.recent.note(clock.now(), Outcome.LATE)
+        found = session.diagnose()
+        assert found.code == "engine_slow" and found.message.startswith("100% of the last pictures were late")
         await session.stop()
     finally:
         await factory.aclose()
