@@ -73,9 +73,7 @@ def create_app(settings: AgentSettings) -> FastAPI:
         app.state.links = LinkServer(lambda: sessions.draining)
         warming = asyncio.create_task(warmup.run(), name="warm-up")
         looking = asyncio.create_task(supervise("admission", sessions.watch), name="admission")
-        app.state.mattes = MattesAhead(
-            factory.library, settings.cache_bytes, sessions.speaking, lambda: factory.engines.device.startswith("cuda")
-        )
+        app.state.mattes = MattesAhead(factory.library, settings.cache_bytes, sessions.speaking)
         background = [*_render_workers(settings, sessions, factory), *_judge(settings, sessions, factory)]
         if settings.mattes_ahead:
             background.append(asyncio.create_task(app.state.mattes.run(), name="mattes"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -16,7 +16,6 @@ from musetalk_agent.agent_metrics import MATTES_WAITING
 from musetalk_agent.avatars.bundle import Bundle
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.errors import AgentError
-from musetalk_agent.service.render_workers import must_wait
 from musetalk_agent.tasks import supervise
 
 log = logging.getLogger(__name__)
@@ -25,6 +24,8 @@ WAITING_MOST = 32
 """Bundles that wait; the oldest go."""
 SHARE = 0.1
 """Of the cache, which a matte may take: others' avatars are not put out for what may never be asked for."""
+_AFTER_S = 5.0
+"""From the end of a preparation: many an avatar's first session starts at once, and needs the cores."""
 _BYTES_A_PIXEL = 2.5
 _LOOK_S = 1.0
 
@@ -36,21 +37,18 @@ class MattesAhead:
         library: what has the bundles.
         cache_bytes: the size of its cache.
         speaking: sessions that speak or start now.
-        on_card: whether the default engine is on a card.
     """
 
-    def __init__(
-        self, library: AvatarLibrary, cache_bytes: int, speaking: Callable[[], int], on_card: Callable[[], bool]
-    ) -> None:
+    def __init__(self, library: AvatarLibrary, cache_bytes: int, speaking: Callable[[], int]) -> None:
         self._library, self._most = library, SHARE * cache_bytes
-        self._speaking, self._on_card = speaking, on_card
-        self._waiting: deque[Bundle] = deque(maxlen=WAITING_MOST)
+        self._speaking = speaking
+        self._waiting: deque[tuple[float, Bundle]] = deque(maxlen=WAITING_MOST)
         self._wake = asyncio.Event()
 
     def want(self, bundle: Bundle) -> None:
         """A bundle that was prepared without a matte. One whose matte would be too large is passed over."""
         if _BYTES_A_PIXEL * len(bundle) * bundle.width * bundle.height <= self._most:
-            self._waiting.append(bundle)
+            self._waiting.append((time.monotonic() + _AFTER_S, bundle))
             MATTES_WAITING.set(len(self._waiting))
             self._wake.set()
 
@@ -63,10 +61,10 @@ class MattesAhead:
             self._wake.clear()
             if not self._waiting:
                 await self._wake.wait()
-            elif must_wait(self._speaking(), self._on_card(), os.cpu_count() or 1):
+            elif time.monotonic() < self._waiting[0][0] or self._speaking():
                 await asyncio.sleep(_LOOK_S)
             else:
-                bundle = self._waiting.popleft()
+                _, bundle = self._waiting.popleft()
                 MATTES_WAITING.set(len(self._waiting))
                 await self._make(bundle)
 

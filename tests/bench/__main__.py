@@ -17,6 +17,7 @@ BENCHES: dict[str, Callable[[int], Awaitable[list[Figure]]]] = {
     "composition": lambda _: composition.composition(),
     "latency": lambda _: engine.latency(),
     "start": room.start,
+    "first_session": room.first_session,
     "in_step": room.in_step,
     "microphone": microphone.microphone,
     "barge_in": room.barge_in,

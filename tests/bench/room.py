@@ -18,8 +18,13 @@ from tests.bench.engine import speech
 from tests.bench.figures import Figure, pairs, percentile
 from tests.bench.stack import Demo, Live, demo
 from tests.musetalk_agent.stand import tone
+from tests.waiting import until
 
 DEMO = {"avatar_id": "demo"}
+_FIRST = 20
+"""Avatars whose first session is measured."""
+_MATTE_S = 9.0
+"""For the matte of a still picture, which is made once it is ready."""
 
 
 def bursts(count: int) -> np.ndarray:
@@ -88,6 +93,53 @@ async def start(seconds: int) -> list[Figure]:
         ),
         Figure("start to first picture, 100 frames of 720p never seen", fresh, "s", 6.0),
     ]
+
+
+async def first_session(seconds: int) -> list[Figure]:
+    """The first session of avatars that are ready: to the first picture at a subscriber. Each has a picture of its own."""
+    waits, with_background = [], []
+    async with demo() as stack:
+        async with stack.live(**DEMO):
+            pass
+        for number in range(_FIRST):
+            avatar_id = await _ready(stack, number)
+            async with stack.live(avatar_id=avatar_id) as live:
+                waits.append(live.viewer.video[0][0] - live.asked)
+            if number % 4 == 0:
+                await asyncio.sleep(_MATTE_S)
+                async with stack.live(avatar_id=avatar_id, avatar_settings={"background": "blur"}) as live:
+                    with_background.append(live.viewer.video[0][0] - live.asked)
+    return [
+        Figure(
+            f"a ready avatar's first session to its first picture, p95 of {_FIRST}",
+            percentile(waits, 95),
+            "s",
+            1.0,
+            note=f"median {np.median(waits):.2f}",
+        ),
+        Figure(
+            "the first one with a background, some seconds after it was ready, most",
+            max(with_background),
+            "s",
+            1.0,
+            note=f"median {np.median(with_background):.2f} of {len(with_background)}",
+        ),
+    ]
+
+
+async def _ready(stack: Demo, number: int) -> str:
+    """An avatar of the library that was never seen, when it is ready."""
+    face = cv2.imread(str(DEMO_ASSET))
+    face[:8, :8] = np.random.default_rng().integers(0, 256, (8, 8, 3))
+    picture = cv2.imencode(".png", face)[1].tobytes()
+    answer = await stack.http.post("/avatars", content=picture, headers={"X-Filename": f"{number}.png"})
+    avatar_id = str(answer.raise_for_status().json()["avatar_id"])
+
+    async def over() -> bool:
+        return bool((await stack.http.get(f"/avatars/{avatar_id}")).json()["state"] != "preparing")
+
+    await until(over)
+    return avatar_id
 
 
 async def in_step(seconds: int) -> list[Figure]:

@@ -37,11 +37,12 @@ class Library:
 
 
 def ahead(library: Library, speaking: list[int]) -> MattesAhead:
-    return MattesAhead(library, 1_000_000, lambda: speaking[0], lambda: True)  # type: ignore[arg-type]  # what is used of it
+    return MattesAhead(library, 1_000_000, lambda: speaking[0])  # type: ignore[arg-type]  # what is used of it
 
 
 async def test_they_are_made_one_after_the_other_while_nobody_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mattes_ahead, "_LOOK_S", 0.0)
+    monkeypatch.setattr(mattes_ahead, "_AFTER_S", 0.0)
     library, speaking = Library(), [1]
     made = ahead(library, speaking)
     for name in ("one", "none", "two"):
@@ -63,11 +64,14 @@ def test_the_oldest_go_where_too_many_wait() -> None:
     made = ahead(Library(), [0])
     for k in range(WAITING_MOST + 3):
         made.want(Named(str(k)))  # type: ignore[arg-type]  # as much of a bundle as is looked at
-    assert made._waiting[0].path.name == "3" and len(made._waiting) == WAITING_MOST
+    assert made._waiting[0][1].path.name == "3" and len(made._waiting) == WAITING_MOST
 
 
 @pytest.mark.parametrize("background", ["keep", "blur"])
-async def test_a_prepared_avatar_has_its_matte_soon(tmp_path: Path, background: str) -> None:
+async def test_a_prepared_avatar_has_its_matte_soon(
+    tmp_path: Path, background: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mattes_ahead, "_AFTER_S", 0.0)
     async with agent(tmp_path, engine="warp") as here:
         body = {
             "avatar": {"avatar_id": DEMO_AVATAR_ID},
