@@ -13,7 +13,7 @@ from musetalk_agent.protocol.http import DEMO_AVATAR_ID
 from musetalk_agent.service import mattes_ahead
 from musetalk_agent.service.mattes_ahead import WAITING_MOST, MattesAhead
 from tests.musetalk_agent.service.served import agent
-from tests.waiting import until
+from tests.waiting import turns, until
 
 
 class Named(list[None]):
@@ -40,7 +40,7 @@ def ahead(library: Library, speaking: list[int]) -> MattesAhead:
     return MattesAhead(library, 1_000_000, lambda: speaking[0])  # type: ignore[arg-type]  # what is used of it
 
 
-async def test_they_are_made_one_after_the_other_while_nobody_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_they_are_made_one_after_the_other_while_no_session_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mattes_ahead, "_LOOK_S", 0.0)
     monkeypatch.setattr(mattes_ahead, "_AFTER_S", 0.0)
     library, speaking = Library(), [1]
@@ -50,8 +50,7 @@ async def test_they_are_made_one_after_the_other_while_nobody_speaks(monkeypatch
     made.want(Named("large", frames=5))  # type: ignore[arg-type]  # the same
     task = asyncio.create_task(made.run())
     try:
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await turns()
         assert not library.made
         speaking[0] = 0
         await until(lambda: library.made == ["one", "two"])
