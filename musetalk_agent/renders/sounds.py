@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import wave
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,18 +107,10 @@ def lengthen(path: Path, samples: int) -> None:
     sound = Sound.open(path)
     if sound.samples >= samples:
         return
-    made = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with wave.open(str(made), "wb") as file:
-            file.setnchannels(sound.channels)
-            file.setsampwidth(2)
-            file.setframerate(sound.rate)
-            for block in sound.blocks():
-                file.writeframesraw(block.tobytes())
-            file.writeframesraw(bytes(2 * sound.channels * (samples - sound.samples)))
-        made.replace(path)
-    finally:
-        made.unlink(missing_ok=True)
+    with _whole(path, sound.channels, sound.rate) as file:
+        for block in sound.blocks():
+            file.writeframesraw(block.tobytes())
+        file.writeframesraw(bytes(2 * sound.channels * (samples - sound.samples)))
 
 
 def write_sound(source: Path, target: Path, longest_s: float) -> Sound:
@@ -125,15 +118,22 @@ def write_sound(source: Path, target: Path, longest_s: float) -> Sound:
     audio = AudioFile.open(source)
     if audio.seconds > longest_s:
         raise AudioUnreadable(f"The sound has {audio.seconds:.0f} s; a film has at most {longest_s:g} s.")
+    with _whole(target, audio.channels, audio.rate) as file:
+        for block in audio.blocks():
+            file.writeframesraw(np.ascontiguousarray(block, "<i2").tobytes())
+    return Sound.open(target)
+
+
+@contextmanager
+def _whole(target: Path, channels: int, rate: int) -> Iterator[wave.Wave_write]:
+    """A WAV file of int16 samples that takes its place when it is written, and leaves nothing where that fails."""
     made = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         with wave.open(str(made), "wb") as file:
-            file.setnchannels(audio.channels)
+            file.setnchannels(channels)
             file.setsampwidth(2)
-            file.setframerate(audio.rate)
-            for block in audio.blocks():
-                file.writeframesraw(np.ascontiguousarray(block, "<i2").tobytes())
+            file.setframerate(rate)
+            yield file
         made.replace(target)
     finally:
         made.unlink(missing_ok=True)
-    return Sound.open(target)

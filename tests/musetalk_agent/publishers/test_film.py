@@ -212,14 +212,21 @@ async def test_an_encoder_that_is_not_ready_in_time_is_refused_and_nothing_is_le
     await film.aclose()
 
 
+async def not_begun(monkeypatch: pytest.MonkeyPatch) -> SessionFilm:
+    """A film from the start of a session, whose encoder is never ready in time and started again at once."""
+    monkeypatch.setattr(film_module, "_AGAIN_S", 0.0)
+    monkeypatch.setattr(recorder, "_READY_S", 0.0)
+    film = SessionFilm(MonotonicClock())
+    with pytest.raises(RecordingFailed):
+        await film.record(OPTIONS, again=True)
+    return film
+
+
 async def test_a_session_whose_encoder_did_not_start_is_recorded_from_the_next_start_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(film_module, "_AGAIN_S", 0.0)
-    monkeypatch.setattr(recorder, "_READY_S", 0.0)
-    film, before = SessionFilm(MonotonicClock()), encoders()
-    with pytest.raises(RecordingFailed):
-        await film.record(OPTIONS, again=True)
+    before = encoders()
+    film = await not_begun(monkeypatch)
     assert film.recording
     monkeypatch.setattr(recorder, "_READY_S", NEVER_S)
     await until(lambda: film._part is not None)
@@ -232,11 +239,8 @@ async def test_a_session_whose_encoder_did_not_start_is_recorded_from_the_next_s
 async def test_an_encoder_that_never_starts_is_given_up_and_may_be_asked_for_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(film_module, "_AGAIN_S", 0.0)
-    monkeypatch.setattr(recorder, "_READY_S", 0.0)
-    film, before = SessionFilm(MonotonicClock()), encoders()
-    with pytest.raises(RecordingFailed):
-        await film.record(OPTIONS, again=True)
+    before = encoders()
+    film = await not_begun(monkeypatch)
     await until(lambda: not film.recording)
     with pytest.raises(RecordingFailed):
         await film.record(OPTIONS)
