@@ -9,7 +9,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from musetalk_agent.factory import Factory
 from musetalk_agent.judge.film_judge import Judge
 from musetalk_agent.measure.lip_measures import VideoUnreadable
 from musetalk_agent.media_types import FEATURE_RATE, frames_begun
+from musetalk_agent.protocol.file_blocks import file_blocks
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, AgentStartRequest, AvatarSource
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.render_queue import RenderTicket
@@ -52,7 +53,6 @@ log = logging.getLogger(__name__)
 TRIES_MOST = 6
 """A ticket on which so many workers have died is given up: the render would kill the next one too."""
 LONGEST_S = 3600.0
-_BLOCK_BYTES = 1 << 20
 _NO_WORDS = (
     "The words could not be found in the sound, so that there are no captions: give a transcript in Latin letters, of at most "
     "4,000 letters and ten minutes, that says what is heard."
@@ -163,7 +163,7 @@ class RenderJobs:
             try:
                 await library.source(f"sha256:{path.name}")
             except AvatarNotFound:
-                await library.add(_pieces(path))
+                await library.add(file_blocks(path))
 
     async def _with_actions(self, order: RenderOrder, plan: RenderPlan) -> RenderPlan:
         """The plan with the clips of the text's marks. The film goes on, silent, until the last one is over."""
@@ -358,15 +358,6 @@ class RenderJobs:
             detail = str(error).replace(str(film), "The film")
             return {"passed": None, "error": {"code": ErrorCode.RENDER_FAILED.value, "detail": detail}}
         return report.as_dict() | {"film": self.folder.result(order.render_id, order.request.format).name}
-
-
-async def _pieces(path: Path) -> AsyncIterator[bytes]:
-    file = await asyncio.to_thread(path.open, "rb")
-    try:
-        while block := await asyncio.to_thread(file.read, _BLOCK_BYTES):
-            yield block
-    finally:
-        file.close()
 
 
 def _session_request(order: RenderOrder, plan: RenderPlan | None = None) -> AgentStartRequest:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from musetalk_agent.protocol.file_blocks import file_blocks
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentClient, AgentLease
 from orchestrator.avatars.avatar_storage import AvatarStorage
 
-_BLOCK_BYTES = 1 << 18
 _Answer = TypeVar("_Answer")
 
 
@@ -36,14 +35,5 @@ async def supply(
     if path is None:
         return False
     headers = {"Content-Type": "application/octet-stream", **({"X-Filename": filename} if filename else {})}
-    await agents.upload(lease, _blocks(path), headers)
+    await agents.upload(lease, file_blocks(path), headers)
     return True
-
-
-async def _blocks(path: Path) -> AsyncIterator[bytes]:
-    file = await asyncio.to_thread(path.open, "rb")
-    try:
-        while block := await asyncio.to_thread(file.read, _BLOCK_BYTES):
-            yield block
-    finally:
-        file.close()

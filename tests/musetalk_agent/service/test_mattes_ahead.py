@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from musetalk_agent.avatars.bundle import Bundle
+from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.errors import WeightsMissing
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID
 from musetalk_agent.service import mattes_ahead
@@ -19,7 +21,7 @@ from tests.waiting import turns, until
 class Named(list[None]):
     """A bundle of so many frames of 100×100 pixels."""
 
-    def __init__(self, name: str, frames: int = 1) -> None:
+    def __init__(self, name: str, frames: int) -> None:
         super().__init__([None] * frames)
         self.path, self.width, self.height = Path(name), 100, 100
 
@@ -37,7 +39,12 @@ class Library:
 
 
 def ahead(library: Library, speaking: list[int]) -> MattesAhead:
-    return MattesAhead(library, 1_000_000, lambda: speaking[0])  # type: ignore[arg-type]  # what is used of it
+    return MattesAhead(cast("AvatarLibrary", library), 1_000_000, lambda: speaking[0])
+
+
+def bundle(name: str, frames: int = 1) -> Bundle:
+    """As much of a bundle as is looked at."""
+    return cast("Bundle", Named(name, frames))
 
 
 async def test_they_are_made_one_after_the_other_while_no_session_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,8 +53,8 @@ async def test_they_are_made_one_after_the_other_while_no_session_speaks(monkeyp
     library, speaking = Library(), [1]
     made = ahead(library, speaking)
     for name in ("one", "none", "two"):
-        made.want(Named(name))  # type: ignore[arg-type]  # as much of a bundle as is looked at
-    made.want(Named("large", frames=5))  # type: ignore[arg-type]  # the same
+        made.want(bundle(name))
+    made.want(bundle("large", frames=5))
     task = asyncio.create_task(made.run())
     try:
         await turns()
@@ -62,7 +69,7 @@ async def test_they_are_made_one_after_the_other_while_no_session_speaks(monkeyp
 def test_the_oldest_go_where_too_many_wait() -> None:
     made = ahead(Library(), [0])
     for k in range(WAITING_MOST + 3):
-        made.want(Named(str(k)))  # type: ignore[arg-type]  # as much of a bundle as is looked at
+        made.want(bundle(str(k)))
     assert made._waiting[0][1].path.name == "3" and len(made._waiting) == WAITING_MOST
 
 
