@@ -274,7 +274,7 @@ def _join_films(parts: Sequence[Path], sound: Sound, clock: FilmClock, target: P
             ):  # else the muxer leaves the element out, and players the alpha
                 video.metadata["alpha_mode"] = "1"
         video.time_base = clock.base
-        voice = _Voice(film, sound, kind)
+        voice = _SoundTrack(film, sound, kind)
         at = 0
         for path in parts:
             with av.open(str(path)) as source:
@@ -294,7 +294,7 @@ def _join_films(parts: Sequence[Path], sound: Sound, clock: FilmClock, target: P
         voice.finish()
 
 
-class _Voice:
+class _SoundTrack:
     """The sound's track, written beside the pictures: players want both close to each other in the file."""
 
     def __init__(self, film: OutputContainer, sound: Sound, kind: _FilmKind) -> None:

@@ -35,7 +35,7 @@ _UNHEARD = {
 }
 
 
-class _Kept(BaseModel):
+class _KeptMessages(BaseModel):
     messages: list[HistoryMessage] = []
     waiting: list[ChatMessage | SayLine] = []
 
@@ -178,7 +178,7 @@ class OpenedConversation:
         if self._packed is None or self._packed[0] != state:
             waiting = list(self.waiting.values())
             room = KEPT_BYTES - sum(len(each.model_dump_json()) for each in waiting)
-            text = _Kept(messages=_newest(messages, room), waiting=waiting).model_dump_json()
+            text = _KeptMessages(messages=_newest(messages, room), waiting=waiting).model_dump_json()
             self._packed = state, base64.b64encode(zlib.compress(text.encode())).decode()
         return self._packed[1]
 
@@ -189,7 +189,7 @@ class OpenedConversation:
             text = zlib.decompressobj().decompress(base64.b64decode(packed), 2 * KEPT_BYTES)
         except zlib.error as error:
             raise ValueError("it is not compressed") from error
-        kept = _Kept.model_validate_json(text)
+        kept = _KeptMessages.model_validate_json(text)
         return cls(session_id, messages=kept.messages, waiting={each.message_id: each for each in kept.waiting})
 
 

@@ -66,7 +66,7 @@ async def speak(socket: WebSocket, session_id: str) -> None:
         ctx.access.audit.note(session.order.key, "speak", "ok", session_id=session_id)
         await socket.accept()
         with suppress(WebSocketDisconnect, RuntimeError, TimeoutError):  # RuntimeError: Starlette's for a closed socket
-            await _Line(ctx, socket, session, live, speech, clips).run()
+            await _SpeakConnection(ctx, socket, session, live, speech, clips).run()
 
 
 def _speech(ctx: Context, socket: WebSocket, session: ManagedSession) -> SpeechSettings:
@@ -81,7 +81,7 @@ def _speech(ctx: Context, socket: WebSocket, session: ManagedSession) -> SpeechS
     return chosen
 
 
-class _Line:
+class _SpeakConnection:
     """One accepted connection. No step of reading waits for the voice or for the client, so that a `clear`, a `ping` and the
     client's leaving are seen at any moment.
     """

@@ -51,7 +51,7 @@ class SpokenPart:
 
 
 @dataclass(eq=False, slots=True)
-class _Job:
+class _SpeechJob:
     voice: str
     text: str
     speed: float
@@ -87,7 +87,7 @@ class SpeechWorker:
     """Of which the worker can load voices."""
     on_broken: Callable[[str], None] = lambda voice: None
     """Called with a voice whose files cannot be loaded."""
-    _queue: list[tuple[float, int, _Job]] = field(default_factory=list)
+    _queue: list[tuple[float, int, _SpeechJob]] = field(default_factory=list)
     _order: itertools.count[int] = field(default_factory=itertools.count)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -152,7 +152,7 @@ class SpeechWorker:
             raise _failed(
                 f"The speech service is busy: {PARTS_MAX} parts are waiting. Try again in a second.", retry_after_s=1
             )
-        job = _Job(voice, text, speed, said, loop.create_future())
+        job = _SpeechJob(voice, text, speed, said, loop.create_future())
         heapq.heappush(self._queue, (loop.time() if due is None else due, next(self._order), job))
         self.statistics.waiting = len(self._queue)
         self._wake.set()
@@ -226,7 +226,7 @@ class SpeechWorker:
         if not self._process.running or len(self._queue) >= PARTS_MAX:
             return []
         loop = asyncio.get_running_loop()
-        job = _Job("", text, 1.0, (), loop.create_future(), languages)
+        job = _SpeechJob("", text, 1.0, (), loop.create_future(), languages)
         heapq.heappush(self._queue, (loop.time(), next(self._order), job))
         self._wake.set()
         try:
@@ -234,7 +234,7 @@ class SpeechWorker:
         except ProblemError:
             return []
 
-    async def _rank(self, link: WorkerLink, job: _Job) -> None:
+    async def _rank(self, link: WorkerLink, job: _SpeechJob) -> None:
         ranking: list[tuple[str, float]] = []
         try:
             async with asyncio.timeout(LOADS * self.part_timeout_s):
@@ -248,7 +248,7 @@ class SpeechWorker:
             if not job.result.done():
                 job.result.set_result(ranking)
 
-    async def _synthesise(self, link: WorkerLink, job: _Job) -> None:
+    async def _synthesise(self, link: WorkerLink, job: _SpeechJob) -> None:
         patience_s = self._patience_s(job.voice)
         failure: str | None = "The speech service broke over this text."  # `supervise` logs the error
         try:
@@ -333,7 +333,7 @@ def _rate(value: object) -> int:
     return value
 
 
-def _settle(job: _Job, error: ProblemError) -> None:
+def _settle(job: _SpeechJob, error: ProblemError) -> None:
     if not job.result.done():
         job.result.set_exception(error)
         # The utterance may be closed before it looks: its look-ahead's failure is not reported then.

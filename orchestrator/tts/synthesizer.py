@@ -160,7 +160,7 @@ async def speak_sentences(
     Raises what `speak` raises; a sentence with nothing to say is left out, as long as another has something.
     """
     natural_ms = (pause_ms if options.sentence_pause_ms is None else options.sentence_pause_ms) / options.speed
-    line, unspeakable = _Line(), None
+    line, unspeakable = _SentenceLine(), None
     try:
         while (sentence := await text.next()) is not None:
             for piece, asked_ms in pauses.split(sentence):
@@ -184,7 +184,7 @@ async def speak_sentences(
         raise unspeakable
 
 
-class _Line:
+class _SentenceLine:
     """Sentences one after the other, with the silence between them; samples count from the first sentence's beginning."""
 
     def __init__(self) -> None:

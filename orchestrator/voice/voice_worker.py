@@ -53,7 +53,7 @@ class VoicePosition:
 
 
 @dataclass
-class _Kept:
+class _KeptSegment:
     """PCM of a segment from input sample `start` on; `sent` samples count from the segment's own beginning."""
 
     rate: int
@@ -83,7 +83,7 @@ class VoiceLine:
         self.name = name
         self._url, self._token = url, token
         self._send, self._on_report, self._on_left = send, on_report, on_left
-        self._kept: dict[int, _Kept] = {}
+        self._kept: dict[int, _KeptSegment] = {}
         self._joined = self._on_air = False
         self._follow: SyncTo | None = None
         self._report: LineReport | None = None
@@ -134,7 +134,7 @@ class VoiceLine:
         """
         kept = self._kept.get(segment)
         if kept is None:
-            kept = self._kept[segment] = _Kept(rate, start, start)
+            kept = self._kept[segment] = _KeptSegment(rate, start, start)
         if start > kept.past:
             raise ValueError(f"segment {segment}: samples {kept.past} to {start} are missing")
         kept.pcm += pcm[_BYTES * (kept.past - start) :]
@@ -142,7 +142,7 @@ class VoiceLine:
 
     def end(self, segment: int, rate: int = 16000) -> None:
         """No more PCM for the segment."""
-        self._kept.setdefault(segment, _Kept(rate, 0, 0)).ended = True
+        self._kept.setdefault(segment, _KeptSegment(rate, 0, 0)).ended = True
         self._feed()
 
     def follow(self, segment: int, heard_s: float, at: float, *, held: bool = False) -> None:
@@ -300,7 +300,7 @@ class VoiceLine:
             if room_s <= 0 or not kept.ended:
                 return
 
-    def _said(self, number: int, kept: _Kept) -> int:
+    def _said(self, number: int, kept: _KeptSegment) -> int:
         """Sample of the segment that the worker takes next."""
         report = self._report
         if report is None or report.next_segment < number:

@@ -80,6 +80,7 @@ def look(device: str) -> CardFacts:
     torch: Any = import_module("torch")
     cuda, wanted = torch.cuda, int(device.partition(":")[2] or 0)
     driver, message, count = find_driver(), None, 0
+    facts: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the same words come with `init`
         try:
@@ -87,17 +88,13 @@ def look(device: str) -> CardFacts:
                 count = int(cuda.device_count())
             else:
                 cuda.init()
-        except Exception as error:  # noqa: BLE001 - torch raises several kinds here, and each is an answer
-            message = _first_line(error)
-        facts: dict[str, Any] = {}
-        if wanted < count:
-            try:
+            if wanted < count:
                 properties = cuda.get_device_properties(wanted)
                 facts = {"name": str(properties.name), "capability": (int(properties.major), int(properties.minor))}
                 facts |= {"kernels": tuple(cuda.get_arch_list()), "memory_total": int(properties.total_memory)}
                 facts["memory_free"] = int(cuda.mem_get_info(wanted)[0])
-            except Exception as error:  # noqa: BLE001 - a card that fell off the bus raises here
-                message = _first_line(error)
+        except Exception as error:  # noqa: BLE001 - torch raises several kinds, also for a card that fell off the bus, and each is an answer
+            message = _first_line(error)
     version = torch.version.cuda
     return CardFacts(device, str(torch.__version__), version, driver, message, count, **facts)
 

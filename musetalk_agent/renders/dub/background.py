@@ -66,8 +66,8 @@ def write_film_sound(voice: Sound, film_s: Fraction, background: Background | No
     if background is None:
         samples = min(samples, voice.samples)
     made = target.with_name(f".{target.name}")
-    spoken = _Stream(_blocks_of(voice, rate, channels), channels)
-    other = None if background is None else _Stream(_placed(background, rate, channels), channels)
+    spoken = _SampleReader(_blocks_of(voice, rate, channels), channels)
+    other = None if background is None else _SampleReader(_placed(background, rate, channels), channels)
     with wave.open(str(made), "wb") as file:
         file.setnchannels(channels)
         file.setsampwidth(2)
@@ -102,7 +102,7 @@ def _placed(background: Background, rate: int, channels: int) -> Iterator[Pcm]:
         skip = max(0, skip - len(block))
 
 
-class _Stream:
+class _SampleReader:
     """Blocks of any length, taken in any other; silence after their end."""
 
     def __init__(self, blocks: Iterator[Pcm], channels: int) -> None:

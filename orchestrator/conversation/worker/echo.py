@@ -73,7 +73,7 @@ class Echo(Enum):
     HEARD = "heard"
 
 
-class _History:
+class _LevelHistory:
     """The newest `size` hops of one sound's levels. Moves them only when its room is used up."""
 
     def __init__(self, size: int) -> None:
@@ -107,7 +107,7 @@ class EchoPath:
         self._rest = np.zeros((2, 0))
         self._waiting: list[Sound] = []  # what is not looked at yet, (2, samples) each
         self._hops = 0
-        self._heard, self._played, self._smeared = _History(_KEPT), _History(_KEPT), _History(_KEPT)
+        self._heard, self._played, self._smeared = _LevelHistory(_KEPT), _LevelHistory(_KEPT), _LevelHistory(_KEPT)
         if before is not None and np.any(before):
             for levels in _levels(_windows(before)):
                 self._play(levels)

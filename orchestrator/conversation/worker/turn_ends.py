@@ -41,10 +41,10 @@ class TurnEnds(inference.TurnDetector):  # type: ignore[misc]  # livekit-agents 
 
     def stream(self, **_: Any) -> _BaseStreamingTurnDetectorStream:
         """One for a microphone."""
-        return _Stream(detector=self, opts=self._opts, transport=_LocalTransport(opts=self._opts), model=_MODEL)
+        return _TurnEndStream(detector=self, opts=self._opts, transport=_LocalTransport(opts=self._opts), model=_MODEL)
 
 
-class _Stream(_BaseStreamingTurnDetectorStream):  # type: ignore[misc]  # livekit-agents lives in an environment of its own
+class _TurnEndStream(_BaseStreamingTurnDetectorStream):  # type: ignore[misc]  # livekit-agents lives in an environment of its own
     def _resolve_prediction(self, request_id: str, probability: float, **known: Any) -> None:
         least = self._opts.thresholds.lookup(LanguageCode(self._detector.language))
         if least is None or probability >= least:

@@ -59,7 +59,7 @@ class _Event(ctypes.Structure):
     ]
 
 
-class _Voice(ctypes.Structure):
+class _EspeakVoice(ctypes.Structure):
     _fields_ = [("name", ctypes.c_char_p), ("languages", ctypes.c_void_p), ("identifier", ctypes.c_char_p)]
 
 
@@ -98,7 +98,7 @@ class EspeakEngine:
             ctypes.c_void_p,
             ctypes.c_void_p,
         ]
-        self._lib.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(_Voice))
+        self._lib.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(_EspeakVoice))
         options = _PHONEME_EVENTS | _PHONEME_IPA | _DONT_EXIT
         self._rate = int(self._lib.espeak_Initialize(_SYNCHRONOUS, _BUFFER_MS, data, options))
         if self._rate <= 0:

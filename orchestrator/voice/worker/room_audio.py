@@ -112,7 +112,7 @@ _RUNS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _SourceRun:
     """Samples from `begun`, at `begun_at`, until the source ran dry: sample `base` left at `base_at`."""
 
     begun: int
@@ -139,8 +139,8 @@ class Playout:
     """Positions are samples at 48 kHz since the source was opened; its silence while nothing is handed over does not count."""
 
     def __init__(self, now: float) -> None:
-        self._run = _Run(0, now, 0.0, now)
-        self._earlier: deque[_Run] = deque(maxlen=_RUNS)  # the last samples of them may still be on their way
+        self._run = _SourceRun(0, now, 0.0, now)
+        self._earlier: deque[_SourceRun] = deque(maxlen=_RUNS)  # the last samples of them may still be on their way
         self._spans: deque[AudioSpan] = deque()
         self.handed = 0
         self.segment, self.heard = 0, 0
@@ -163,7 +163,7 @@ class Playout:
         if self.dry(now):
             self._earlier.append(self._run)
             begins = now + _GRAIN_S / 2
-            self._run = _Run(self.handed, begins, float(self.handed), begins)
+            self._run = _SourceRun(self.handed, begins, float(self.handed), begins)
         for span in spans:
             self._spans.append(AudioSpan(self.handed, span.count, span.segment, span.position))
             self.handed += span.count
@@ -182,7 +182,7 @@ class Playout:
         self.handed = min(self.handed, int(self._line(now)))
         self._spans.clear()
         self._earlier.clear()
-        self._run = _Run(self.handed, now, float(self.handed), now)
+        self._run = _SourceRun(self.handed, now, float(self.handed), now)
 
     def advance(self, now: float) -> None:
         """Moves `passed` (samples in all), `segment` and `heard` (samples of it) to what is heard at `now`."""

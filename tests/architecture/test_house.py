@@ -1,0 +1,65 @@
+"""What keeps the house plain: a class name means one thing, a module's name is in one package, few handlers catch everything."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter, defaultdict
+from functools import cache
+from itertools import chain
+
+import pytest
+
+from tests.architecture.test_imports import PACKAGES, PRODUCT, ROOT
+
+BROAD_SHARE = 0.08
+"""Of all handlers. Above it a broad one stands where an error could be named."""
+BROAD = {"Exception", "BaseException"}
+
+
+@cache
+def _nodes() -> dict[str, list[ast.AST]]:
+    """The nodes of each module of the packages, by its path from the root."""
+    modules = [path for path in PRODUCT if path.relative_to(ROOT).parts[0] in PACKAGES]
+    return {str(path.relative_to(ROOT)): list(ast.walk(ast.parse(path.read_text("utf-8")))) for path in modules}
+
+
+def test_a_class_name_means_one_thing() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for path, nodes in _nodes().items():
+        for name in {node.name for node in nodes if isinstance(node, ast.ClassDef)}:
+            places[name].append(path)
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
+
+
+def test_a_module_name_is_in_one_package() -> None:
+    packages: dict[str, set[str]] = defaultdict(set)
+    for path in _nodes():
+        package, _, name = path.partition("/")
+        packages[name.rpartition("/")[2]].add(package)
+    shared = {name for name, found in packages.items() if len(found) > 1}
+    assert shared - {"__init__.py", "__main__.py"} == set()
+
+
+def _is_broad(handler: ast.ExceptHandler) -> bool:
+    return handler.type is None or any(
+        isinstance(node, ast.Name) and node.id in BROAD for node in ast.walk(handler.type)
+    )
+
+
+def test_few_handlers_catch_everything() -> None:
+    handlers = [node for node in chain(*_nodes().values()) if isinstance(node, ast.ExceptHandler)]
+    broad = sum(map(_is_broad, handlers))
+    assert broad <= BROAD_SHARE * len(handlers), f"{broad} of {len(handlers)}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_handler_that_catches_everything_says_why(package: str) -> None:
+    silent = Counter[str]()
+    for path, nodes in _nodes().items():
+        if not path.startswith(f"{package}/"):
+            continue
+        lines = (ROOT / path).read_text("utf-8").splitlines()
+        for node in nodes:
+            if isinstance(node, ast.ExceptHandler) and _is_broad(node) and "#" not in lines[node.lineno - 1]:
+                silent[path] += 1
+    assert not silent
