@@ -61,7 +61,7 @@ CARDS = {
 
 def card_of(name: str, memory: int | None = None) -> CardModel | None:
     """The card that a driver's name, such as "NVIDIA H100 80GB HBM3", or Modal's, such as "H100:2" or "A100", means; None for one
-    that is not in the table. `memory` in bytes tells the two A100 apart."""
+    that is not in the table. By `memory`, in bytes, the two A100 differ."""
     plain = re.sub(r"[^A-Z0-9]+", " ", name.upper().partition(":")[0]).strip()
     if "LAPTOP" in plain or "MAX Q" in plain:  # the same name for a fraction of the power
         return None

@@ -148,5 +148,5 @@ class VirtualClock:
             moved = self._working or self._works != seen
             quiet = (
                 0 if moved else quiet + (1 if ready else self._IDLE_TURNS // 2)
-            )  # with nobody ready, one more look is enough
+            )  # with no task ready, one more look is enough
             seen = self._works

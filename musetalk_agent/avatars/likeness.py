@@ -21,7 +21,7 @@ _PAIRS = ((LEFT_EYE, RIGHT_EYE), (133, 362))
 
 
 def check_clip(avatar: Bundle, clip: Bundle, describer: FaceDescriber) -> None:
-    """Raises ClipMismatch where `clip` shows somebody else than `avatar`, or the face at another size or place.
+    """Raises ClipMismatch where `clip` shows another person than `avatar`, or the face at another size or place.
 
     A mirrored clip is of the same person. Call it in a thread.
     """

@@ -29,7 +29,7 @@ _TURNS, _NODS = 45.0, 35.0
 """Degrees up to which lips were seen to be drawn well on heads that move, with room for the error of the angles."""
 _LISTED = 5
 _OPEN_STILL = "The lips are apart in the picture; one with closed lips looks better, above all at rest."
-_OPEN_CLIP = "No frame shows closed lips; a clip of somebody listening looks better than one of talking."
+_OPEN_CLIP = "No frame shows closed lips; a clip of a person who listens looks better than one of talking."
 
 
 def face_px(points: NDArray[np.float32]) -> int:
@@ -154,7 +154,7 @@ def _head_warning(points: NDArray[np.float32]) -> tuple[str, str] | None:
     return (
         "head_turns_far",
         f"The head turns by up to {turn:.0f}° from the camera and nods by up to {nod:.0f}° from its middle; lips look right up to "
-        "about 40° and 30°. Use a clip of somebody who looks at the camera.",
+        "about 40° and 30°. Use a clip of a person who looks at the camera.",
     )
 
 

@@ -113,7 +113,7 @@ class HeadMotion:
         self._known: tuple[int, Pose] | None = None  # asked for last: an idle frame's is asked for four times
 
     def speak(self, position: int, stress: float = 0.0) -> None:
-        """Somebody speaks at this position. `stress` is 0 … 1, above 0 where a stressed syllable begins.
+        """The avatar speaks at this position. `stress` is 0 … 1, above 0 where a stressed syllable begins.
 
         Positions may come in any order, but before their own pose is asked for.
         """

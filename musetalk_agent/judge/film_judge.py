@@ -76,7 +76,7 @@ class Judge:
         net: the face networks.
         features: the mouth network, as `warp` uses it.
         network: the same, for its phonemes.
-        describer: what tells people apart.
+        describer: what distinguishes people.
     """
 
     net: FaceNet

@@ -303,7 +303,7 @@ class Segment:
         self._pass_rests()
 
     def frame_ordered(self) -> int:
-        """Somebody speaks in the next frame, which is being made. Returns its number."""
+        """There is speech in the next frame, which is being made. Returns its number."""
         if self.resting:
             self.rests.append((self.rests.pop()[0], self.frames_ordered))
         self.frames_ordered += 1

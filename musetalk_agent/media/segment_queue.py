@@ -38,7 +38,7 @@ class PlaybackQueue:
         return next((s for s in self.open if not s.enqueued_all), None)
 
     def speaking(self, position: int) -> bool:
-        """A segment is under way, and somebody speaks in it."""
+        """A segment is under way, and it has speech in it now."""
         return any((s.origin is not None or s.started) and not s.rests_at(position) for s in self.open)
 
     def position_s(self, position: int) -> float:

@@ -161,7 +161,7 @@ class SegmentStart(Message):
 
     `heard_s` seconds of the segment were heard before, through another agent: what follows begins there, `playback.started` was
     sent if it is above 0, and `position_s` counts from the segment's own beginning. `received` is the session's count of `/audio`
-    samples before the segment's first one; None for speech that did not come over `/audio`. What comes before is said by somebody
+    samples before the segment's first one; None for speech that did not come over `/audio`. What comes before is said by another
     else for `in_s` more seconds: the segment's audio does not leave earlier. `traceparent` is the utterance's span.
     """
 

@@ -2,7 +2,7 @@
 
 It is SimpleBroker's (docs/decisions/0025-renders.md): an SQLite file for one machine, Redis for several. A worker takes a ticket by
 moving it, in one atomic step, from `waiting` into a queue of its own; it is deleted there when its work is done. A worker says that
-it lives by a message that replaces its last one. Whoever looks next moves the tickets of one that has fallen silent back to
+it lives by a message that replaces its last one. The next one that looks moves the tickets of one that has fallen silent back to
 `waiting`, so a ticket is done at least once, and work must bear to be done again.
 """
 
@@ -78,7 +78,7 @@ class RenderQueue:
                 broker.write(WAITING, ticket.model_dump_json())
 
     def waiting(self) -> int:
-        """Tickets that nobody has taken."""
+        """Tickets that no worker has taken."""
         with self._using() as broker:
             return int(broker.get_queue_stat(WAITING).pending)
 

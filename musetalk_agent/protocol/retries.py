@@ -84,7 +84,7 @@ LINK = Schedule(first_s=0.1, factor=2.0, longest_s=5.0, total_s=120.0)
 CALL = Schedule(first_s=0.25, factor=2.0, longest_s=5.0, total_s=30.0)
 """An HTTP call to the orchestrator."""
 VOICE = Schedule(first_s=0.05, factor=4.0, longest_s=4.0, total_s=10.0)
-"""A provider of voices: somebody waits for the sentence."""
+"""A provider of voices: a listener waits for the sentence."""
 SILENCE_S = 10.0
 """A connection whose greeting, or whose `pong`, does not come for so long is dead, whatever TCP says."""
 SPREAD = 0.2

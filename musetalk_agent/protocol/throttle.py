@@ -1,4 +1,4 @@
-"""How often somebody may do something, and how often an address may be wrong about its key. Pure: time is passed in (seconds).
+"""How often a caller may do something, and how often an address may be wrong about its key. Pure: time is passed in (seconds).
 
 Standard library and `problems` only: both services use it.
 """

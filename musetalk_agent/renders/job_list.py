@@ -362,7 +362,7 @@ def _worker(name: str, folder: RenderFolder, settings: AgentSettings) -> subproc
     environment = {**os.environ, "RENDERS_DIR": str(folder.root), "AGENT_ENGINE": settings.engine, "LOG_LEVEL": "ERROR"}
     environment.pop("RENDERS_QUEUE", None)
     command = [sys.executable, "-m", "musetalk_agent", "render-worker", "--supervised", "--name", name]
-    # a session of its own: Ctrl-C is for this process, which tells the workers
+    # a session of its own: Ctrl-C is for this process, which ends the workers
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, start_new_session=True)
 
 

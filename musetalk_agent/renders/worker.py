@@ -1,7 +1,7 @@
 """A worker: takes tickets, does them, and says that it lives. A process of its own, as nice as can be.
 
 Its standard input says when it may work: a line `wait` stops it within a second of film, `work` lets it go on, and the end of the
-input ends it, so it does not outlive whoever started it.
+input ends it, so it does not outlive the process that started it.
 """
 
 from __future__ import annotations

@@ -12,17 +12,20 @@ import logging
 import os
 import secrets
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
 from musetalk_agent.agent_metrics import RENDER_WORKERS
 from musetalk_agent.agent_settings import AgentSettings
-from musetalk_agent.protocol.render_queue import RenderQueue, default_target
+from musetalk_agent.protocol.render_queue import SILENT_S, RenderQueue, default_target
 from musetalk_agent.tasks import supervise
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.5
+_DEAD_EVERY_S = SILENT_S / 3
+"""Each look for workers that have died writes to the queue, which is a file."""
 _ENDS_S = 3.0
 _CORES_OF_A_SPEAKER = 0.5
 """What a session that speaks takes of a core at 720p with `warp` (docs/reference/performance.md)."""
@@ -47,7 +50,7 @@ class RenderWorkers:
     def __init__(self, settings: AgentSettings, speaking: Callable[[], int], on_card: Callable[[], bool]) -> None:
         self._settings, self._speaking, self._on_card = settings, speaking, on_card
         self._processes: dict[str, asyncio.subprocess.Process] = {}
-        self._told = "work"
+        self._command = "work"
 
     async def run(self) -> None:
         """Looks twice a second until cancelled; then the workers end, and what they held waits for others."""
@@ -61,6 +64,7 @@ class RenderWorkers:
         assert root is not None
         target = self._settings.renders_queue
         await asyncio.to_thread(root.mkdir, 0o700, True, True)
+        next_dead = 0.0
         with RenderQueue(target.get_secret_value() if target else default_target(root)) as queue:
             while True:
                 for name in [name for name, each in self._processes.items() if each.returncode is not None]:
@@ -68,12 +72,13 @@ class RenderWorkers:
                     if count := await asyncio.to_thread(queue.give_back, name):
                         log.warning("a worker died, and its tickets wait again", extra={"tickets": count, "code": code})
                 waits = must_wait(self._speaking(), self._on_card(), os.cpu_count() or 1)
-                self._tell("wait" if waits else "work")
+                self._send("wait" if waits else "work")
                 if not waits and len(self._processes) < self._settings.render_workers:
                     if await asyncio.to_thread(queue.waiting):
                         await self._start()
-                    elif not self._processes:
+                    elif not self._processes and time.monotonic() >= next_dead:
                         await asyncio.to_thread(queue.give_back_of_the_dead)
+                        next_dead = time.monotonic() + _DEAD_EVERY_S
                 RENDER_WORKERS.set(len(self._processes))
                 await asyncio.sleep(LOOK_S)
 
@@ -88,10 +93,10 @@ class RenderWorkers:
         )
         log.info("a worker for renders began", extra={"pid": process.pid})
 
-    def _tell(self, word: str) -> None:
-        if word == self._told:
+    def _send(self, word: str) -> None:
+        if word == self._command:
             return
-        self._told = word
+        self._command = word
         for process in self._processes.values():
             if process.stdin is not None:
                 process.stdin.write(f"{word}\n".encode())

@@ -30,7 +30,7 @@ class WarmUp:
         self.on_failed: Callable[[], None] = lambda: None
 
     async def run(self) -> None:
-        """Never raises. Cancelling leaves the engines to whoever closes them."""
+        """Never raises. Cancelling leaves the engines to the caller, who closes them."""
         self._begun = time.monotonic()
         try:
             await self._start()

@@ -129,7 +129,7 @@ class PipelineStats:
             (
                 not (facts.viewers and facts.subscribed),
                 DiagnosisCode.TRACK_NOT_SUBSCRIBED,
-                "The avatar publishes, but nobody in the room subscribes to it "
+                "The avatar publishes, but no participant of the room subscribes to it "
                 f"({facts.viewers} viewers): join with viewer_token and subscribe to its tracks.",
             ),
             (

@@ -60,13 +60,13 @@ def _run(args: argparse.Namespace) -> int:
         return 2
     found: list[Check] = []
 
-    def tell(check: Check) -> None:
+    def report(check: Check) -> None:
         found.append(check)
         if not args.json:
             print(check.line(), flush=True)
 
     try:
-        asyncio.run(_examine(settings, _address(args), tell, quick=args.quick))
+        asyncio.run(_examine(settings, _address(args), report, quick=args.quick))
     except KeyboardInterrupt:
         return 130
     todo = next_command(found)
@@ -85,7 +85,7 @@ def _address(args: argparse.Namespace) -> LiveKitAddress:
 
 
 async def _examine(
-    settings: AgentSettings, server: LiveKitAddress, tell: Callable[[Check], None], *, quick: bool
+    settings: AgentSettings, server: LiveKitAddress, report: Callable[[Check], None], *, quick: bool
 ) -> None:
     machine = DoctorMachine(
         settings,
@@ -93,19 +93,19 @@ async def _examine(
         hashes=not quick,
         progress=lambda line: print(f"…     {line}", file=sys.stderr, flush=True),
     )
-    tell(Check("settings", f"AGENT_ENGINE={settings.engine}, MUSETALK_PROFILE={settings.musetalk_profile}"))
+    report(Check("settings", f"AGENT_ENGINE={settings.engine}, MUSETALK_PROFILE={settings.musetalk_profile}"))
     if machine.wants_musetalk:
         for check in check_musetalk(machine):
-            tell(check)
-    tell(_faces(machine.store))
-    tell(_folder(settings.cache_dir))
+            report(check)
+    report(_faces(machine.store))
+    report(_folder(settings.cache_dir))
     if quick:
         cure = "leave --quick away: the engine is started and measured"
-        tell(Check("engine", "not started, no sessions measured", cure, needed=False))
+        report(Check("engine", "not started, no sessions measured", cure, needed=False))
     else:
         async with asyncio.timeout(_ENGINES_END_S):
-            tell(await check_engine(machine))
-    tell(await check_livekit(server, JOIN_S))
+            report(await check_engine(machine))
+    report(await check_livekit(server, JOIN_S))
 
 
 def _faces(store: ModelStore) -> Check:

@@ -78,5 +78,7 @@ async def _joined(server: LiveKitAddress, within_s: float) -> Check:
             await asyncio.wait_for(leave(room), _ANSWER_S)
     except (SdkError, TimeoutError) as error:
         said = without_tokens(str(error).partition("\n")[0]) or type(error).__name__
-        return Check(_WHAT, f"{server.url} lets nobody join ({said})", "check LIVEKIT_API_KEY and LIVEKIT_API_SECRET")
+        return Check(
+            _WHAT, f"{server.url} lets no participant join ({said})", "check LIVEKIT_API_KEY and LIVEKIT_API_SECRET"
+        )
     return Check(_WHAT, f"{server.url}: joined a room in {took:.2f} s", figures={"join_s": round(took, 3)})

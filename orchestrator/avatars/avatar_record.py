@@ -36,7 +36,7 @@ class ShownSettings(AvatarSettings):
 
     @property
     def mouth(self) -> AvatarSettings:
-        """What the agent is told."""
+        """What the agent gets."""
         return AvatarSettings.model_validate(self.model_dump(exclude={"voice"}))
 
     def over(self, base: ShownSettings) -> ShownSettings:

@@ -117,7 +117,7 @@ class FilmCollector:
         film.say(frames, until)
 
     async def _exhaust(self, lease: AgentLease) -> None:
-        """Reads the agent's log until its end, or until there is nobody to read it from and another agent has the session."""
+        """Reads the agent's log until its end, or until it can be read from no agent and another one has the session."""
         reading = asyncio.create_task(self._read(lease))
         left = asyncio.create_task(self._until_left())
         try:

@@ -209,7 +209,7 @@ class Films:
         live = self._live.get(owner.session_id)
         if live is None:
             index = await self._load(owner.session_id)
-            live = self._live.get(owner.session_id)  # somebody else may have asked meanwhile
+            live = self._live.get(owner.session_id)  # another caller may have asked meanwhile
             if live is None:
                 self.expect(owner, skip_idle=False)
                 live = self._live[owner.session_id]

@@ -19,7 +19,7 @@ from musetalk_agent.engines.musetalk.network import FoldedUNet, Network, PatchDe
 
 
 class BiasedTensor(NamedTuple):
-    """`x` `[B, C, h, w]` plus a bias that nobody has added yet, and the moments of that sum where they are known."""
+    """`x` `[B, C, h, w]` plus a bias that is not added yet, and the moments of that sum where they are known."""
 
     x: Tensor
     bias: Tensor | None = None

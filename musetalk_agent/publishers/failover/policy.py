@@ -89,7 +89,7 @@ class Event(Enum):
     JOIN_BROKE = auto()  # the SDK failed at once, although the SFU answers over HTTP
     JOIN_REFUSED = auto()  # the SFU does not take the token
     ROOM_LOST = auto()  # the SDK has given up
-    ROOM_ENDED = auto()  # somebody ended it: the avatar was removed or replaced, the room closed
+    ROOM_ENDED = auto()  # it was ended on purpose: the avatar was removed or replaced, the room closed
     ROOM_LEFT = auto()
     STREAM_UP = auto()
     STREAM_DOWN = auto()

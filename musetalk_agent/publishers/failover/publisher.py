@@ -54,7 +54,7 @@ _SWALLOWED_S = 0.5
 _HUSH_S = 1.0
 """In a room that was just joined the voice waits so long for a viewer to subscribe to it."""
 _RETURN_S = 4.0
-"""And so long where somebody watched before: after an SFU's restart viewers join again too, and need longer than the avatar."""
+"""And so long where there were viewers before: after an SFU's restart viewers join again too, and need longer than the avatar."""
 
 
 class FailoverPublisher:
@@ -91,7 +91,7 @@ class FailoverPublisher:
         self._quality: QualityController | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._doubt_at: float | None = None  # when the SDK began to reconnect, and nothing came back any more
-        self._watched = False  # somebody listened when the room was last well
+        self._watched = False  # there were listeners when the room was last well
         self._closing = False
 
     # --- the port ----------------------------------------------------------------------------------------------------
@@ -326,7 +326,7 @@ class FailoverPublisher:
         self._transports.probe_if(self._policy.probing, healthy_s if self._settled.is_set() else 0.0)
 
     def _hushed(self) -> bool:
-        """Somebody is in the room, or was, and cannot hear the avatar yet."""
+        """A person is in the room, or was, and cannot hear the avatar yet."""
         room = self._transports.room
         if self._rung is not TransportKind.LIVEKIT or room is None or room.state.subscribed:
             return False

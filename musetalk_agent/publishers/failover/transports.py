@@ -123,7 +123,7 @@ class Probe:
 
 
 NEVER_REJOIN = frozenset({"PARTICIPANT_REMOVED", "ROOM_DELETED", "ROOM_CLOSED", "DUPLICATE_IDENTITY"})
-"""Somebody ended the avatar's stay, or took its identity: joining again would work against them."""
+"""The avatar's stay was ended on purpose, or its identity was taken: joining again would work against that."""
 _QUICK_S = 2.0
 _REFUSAL = re.compile(r"\b40[13]\b")
 _CLOSE_S = 7.0

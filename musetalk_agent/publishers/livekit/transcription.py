@@ -33,7 +33,7 @@ class CaptionWriter:
     """Writes what is pushed to a room, in order, by a task of its own. What the room does not take in time is dropped and counted.
 
     Args:
-        track: returns the sid of the track that is heard; None where somebody else publishes it.
+        track: returns the sid of the track that is heard; None where another participant publishes it.
     """
 
     def __init__(self, room: rtc.Room, track: Callable[[], str | None]) -> None:

@@ -48,7 +48,7 @@ class Chosen:
     Args:
         speaks: bool `[m]`, for each row of the look whether its mouth says the new sound.
         person: int64 `[numbers]`, which person each number of the look is, in order of appearance from 0.
-        by: what decided, in the end: `largest` where `auto` could not tell at all.
+        by: what decided, in the end: `largest` where `auto` could not decide at all.
     """
 
     speaks: Flags

@@ -91,7 +91,7 @@ class VadGate:
         self._unclear.reset()
 
     def _person_after_all(self) -> bool:
-        """Speech is over, and while it lasted it might have been the avatar: the whole of it tells more."""
+        """Speech is over, and while it lasted it might have been the avatar: the whole of it shows more."""
         return self._echo.state is Echo.UNKNOWN and self._unclear.person and self._echo.unlike
 
     def _window(self, event: VADEvent) -> Iterator[VADEvent]:
@@ -114,7 +114,7 @@ class VadGate:
 
     @property
     def _speaks(self) -> bool:
-        """Somebody does: a person while the avatar is heard, and else whatever the detector takes for speech twice in a row."""
+        """Speech is heard: a person's while the avatar is heard, and else whatever the detector takes for speech twice in a row."""
         return self._evidence.person or (self._in_a_row >= 2 and not self._echo.sounding)
 
     def _act(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from livekit import rtc
 
 OPTIONS = rtc.RoomOptions(auto_subscribe=False)
-"""For `Room.connect`. A track that is taken is also decoded, and the avatar encodes its picture for whoever takes it."""
+"""For `Room.connect`. A track that is taken is also decoded, and the avatar encodes its picture for each one that takes it."""
 
 
 def take_microphones(room: rtc.Room) -> None:

@@ -80,7 +80,10 @@ async def test_figures_of_a_session_that_speaks(tmp_path: Path, capsys: pytest.C
         assert session["fps"] > 0 and math.isfinite(session["skew_ms"])
         assert 0 < session["lip_latency_p50_ms"] <= session["lip_latency_p95_ms"]
         assert session["viewers"] == 0 and all(session[name] >= 0 for name in ("underruns", "dropped", "held"))
-        said = {"track_not_subscribed": "nobody in the room", "engine_slow": "too slow"}  # the second on a busy machine
+        said = {
+            "track_not_subscribed": "no participant of the room",
+            "engine_slow": "too slow",
+        }  # the second on a busy machine
         assert said[session["diagnosis"]] in session["message"]
         assert await run(url, "--key", KEY, "--once", "--interval", "0.2") == 0
         lines = capsys.readouterr().out.splitlines()
