@@ -16,7 +16,7 @@ from pathlib import Path
 
 from musetalk_agent.agent_settings import AgentSettings
 from musetalk_agent.factory import Factory
-from musetalk_agent.protocol.render_queue import RenderQueue, RenderTicket, TakenTicket, default_target
+from musetalk_agent.protocol.render_queue import RenderQueue, RenderTicket, default_target
 from musetalk_agent.protocol.renders import RenderFolder
 from musetalk_agent.renders.render_job import RenderJobs
 
@@ -46,6 +46,8 @@ class RenderWorker:
         self._free = asyncio.Event()
         self._free.set()
         self.ending = asyncio.Event()
+        self.holds = False
+        """A ticket is taken, and the queue does not know yet that it is done or given back."""
 
     async def run(self) -> None:
         """Works. What it holds when it ends is given back. Raises EngineUnavailable and the like where no engine can run."""
@@ -84,29 +86,43 @@ class RenderWorker:
         loop = asyncio.get_running_loop()
         idle_since = loop.time()
         ending = asyncio.create_task(self.ending.wait(), name="ending")
+        doing: asyncio.Task[bool] | None = None
         try:
             while not self.ending.is_set() and (self._stay or loop.time() - idle_since < _IDLE_S):
-                taken = await asyncio.to_thread(queue.take, self.name) if self._free.is_set() else None
-                if taken is None:
-                    await asyncio.wait({ending}, timeout=_POLL_S)
-                    continue
-                doing = asyncio.create_task(self._do(queue, jobs, taken), name="ticket")
+                doing = asyncio.create_task(self._step(queue, jobs), name="ticket")
                 await asyncio.wait({doing, ending}, return_when=asyncio.FIRST_COMPLETED)
-                doing.cancel()
-                await asyncio.gather(doing, return_exceptions=True)
-                idle_since = loop.time()
+                if self.ending.is_set():
+                    return
+                try:
+                    found = await doing
+                except Exception:  # task boundary: the ticket waits again, and its tries are counted
+                    log.exception("a ticket broke, or the queue does not answer")
+                    found = False
+                if found:
+                    idle_since = loop.time()
+                else:
+                    await asyncio.wait({ending}, timeout=_POLL_S)
         finally:
-            ending.cancel()
+            tasks = [task for task in (ending, doing) if task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _do(self, queue: RenderQueue, jobs: RenderJobs, taken: TakenTicket) -> None:
-        try:
-            await jobs.do(taken.ticket)
-        except Exception:  # task boundary: the ticket waits again, and its tries are counted
-            log.exception("a ticket broke", extra={"render_id": taken.ticket.render_id, "span": taken.ticket.span})
+    async def _step(self, queue: RenderQueue, jobs: RenderJobs) -> bool:
+        """Does the next ticket, and says whether there was one."""
+        if not self._free.is_set():
+            return False
+        if self.holds:  # the last step broke
             await asyncio.to_thread(queue.give_back, self.name)
-            await asyncio.sleep(_POLL_S)
-            return
+            self.holds = False
+        taken = await asyncio.to_thread(queue.take, self.name)
+        if taken is None:
+            return False
+        self.holds = True
+        await jobs.do(taken.ticket)
         await asyncio.to_thread(queue.done, self.name, taken)
+        self.holds = False
+        return True
 
     async def _say_that_it_lives(self, queue: RenderQueue) -> None:
         loop = asyncio.get_running_loop()
