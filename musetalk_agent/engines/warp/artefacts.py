@@ -229,12 +229,12 @@ class WarpArtefacts:
             )
 
 
-def _exact(bundle: Bundle, landmarks: Floats, idle_index: int) -> tuple[MouthShape, Floats]:
+def _exact(bundle: Bundle, landmarks: Floats, idle_index: int, lent: bool = True) -> tuple[MouthShape, Floats]:
     """The shape of one idle frame, its inner edges from the pixels, and the map from its own mouth space to its face window."""
     frame = eye_frame(landmarks[idle_index])
     mesh = mesh_shape(to_mouth(frame, landmarks[idle_index]))
     frame[:, 2] -= bundle.boxes[idle_index, :2]
-    return refine(mesh, frame, np.asarray(bundle.faces[idle_index])), frame
+    return refine(mesh, frame, np.asarray(bundle.faces[idle_index]), lent), frame
 
 
 def _refined(bundle: Bundle, frames: Floats, mesh: MouthShape, idle_index: int) -> MouthShape:
@@ -255,7 +255,7 @@ def _teeth(bundle: Bundle, landmarks: Floats) -> Floats | None:
     """The colour of the avatar's teeth, from the frame with the widest open mouth."""
     usable = _usable(bundle, landmarks)
     idle_index = int(usable[np.argmax(apertures(landmarks[usable]))])
-    shape, frame = _exact(bundle, landmarks, idle_index)
+    shape, frame = _exact(bundle, landmarks, idle_index, lent=False)
     return teeth_seen(np.asarray(bundle.faces[idle_index]), frame, shape)
 
 

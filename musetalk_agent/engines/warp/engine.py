@@ -76,7 +76,7 @@ class WarpEngine(Engine):
 
     name = "warp"
     device = "cpu"
-    fingerprint = "warp-8"
+    fingerprint = "warp-9"
     batch_sizes: Sequence[int] = (1,)
     needs_face = True
     fade_out_frames = 4

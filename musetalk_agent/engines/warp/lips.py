@@ -12,7 +12,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from musetalk_agent.engines.warp.lip_line import lip_line
 from musetalk_agent.engines.warp.mouth_space import IL, IU, OL, OU, SAMPLES, Floats, MouthShape, S, ordered
+from musetalk_agent.engines.warp.tooth_rows import lowered
 from musetalk_agent.media_types import Pixels
 
 COLUMNS = 81
@@ -37,7 +39,9 @@ MISREAD = 0.03, 1.6
 """Of such lips pixels that say more than this (eye distances) and this multiple of the mesh's opening took a moustache, a shadow
 or dark lips for the inside: so in 4 of 56 images of people, all with closed lips."""
 LINE_ROWS = 6
-"""Rows above and below the mesh's line in which the lips of such a mouth meet."""
+"""Rows above and below the mesh's line in which the lips of such a mouth meet where no line is seen."""
+LINE_SURE = 0.03
+"""Depth of the dark line, in logarithms of light, from which on it counts fully."""
 SLIT = 8
 """Rows under the line in which such teeth are looked for."""
 DARK = 0.80
@@ -64,12 +68,17 @@ TOOTH = 0.3
 redness; half of it is undecided. Painted shouts: 0.2 and more. Lips, brown ones too, are as red as the skin or redder."""
 LAG = 0.3
 """By how much of the mesh's opening a row of teeth may reach beyond it on either side and be believed: the mesh reads 0.62."""
+LIP_KEPT = 0.8
+"""Share of the lower lip's height in the mesh that it has at least under rows of teeth that the mesh took for it."""
 FAR = 6.0
 """Doubt per eye distance away from the inside that the mesh sees."""
 
 
-def refine(shape: MouthShape, frame: Floats, image: Pixels) -> MouthShape:
-    """The shape with the inner edges of the lips where `image` (BGR) shows them; `frame` leads from mouth space to its pixels."""
+def refine(shape: MouthShape, frame: Floats, image: Pixels, lent: bool = True) -> MouthShape:
+    """The shape with the inner edges of the lips where `image` (BGR) shows them; `frame` leads from mouth space to its pixels.
+
+    Lips that are `lent` are cut out along the edges: no tooth may be left on them, so rows of teeth are looked for further below.
+    """
     s = np.linspace(-SIDE, SIDE, COLUMNS, dtype=np.float32)
     line = np.interp(s, S, (shape.curves[IU] + shape.curves[IL]) / 2)
     mesh_gap = float((shape.curves[IL] - shape.curves[IU]).max())
@@ -92,18 +101,34 @@ def refine(shape: MouthShape, frame: Floats, image: Pixels) -> MouthShape:
         slit = _slit(teeth, middle - line - rows[0]) if mesh_gap > DOUBTFUL else 0.0
         return _with_inner(shape, s, middle, middle + slit)
     kernel = cv2.getGaussianKernel(9, 2.0).ravel()
-    smooth = [np.convolve(np.pad(edge, 4, "edge"), kernel, "valid") for edge in (upper, lower)]
-    if mesh_gap > WIDE:
+    under = (
+        lowered(lambda v: sample(image, frame, np.broadcast_to(u[0], v.shape), v), lower)
+        if lent and mesh_gap > SURELY
+        else lower
+    )
+    below_teeth = bool((under > lower).any())
+    smooth = [np.convolve(np.pad(edge, 4, "edge"), kernel, "valid") for edge in (upper, under)]
+    if mesh_gap > WIDE or below_teeth:
         smooth[1] = _bulging(s, smooth[1])
     fitted = [np.polyval(np.polyfit(s, edge, 6), s) for edge in (upper, lower)]
     upper, lower = np.minimum(smooth[0], fitted[0]), np.maximum(smooth[1], fitted[1])
     middle = (upper + lower) / 2
     half_gap = (np.maximum(lower - upper, 0) / 2 + CUT) * np.clip((SIDE - np.abs(s)) / 0.25, 0, 1)
     if mesh_gap < SHUT and 2 * float(half_gap.max()) > MISREAD[0] + MISREAD[1] * mesh_gap:
-        row = np.full(COLUMNS, -rows[0] / step)
-        middle = _meeting(light, row - LINE_ROWS, row + LINE_ROWS, line)
+        middle = _line_seen(light, line)
         return _with_inner(shape, s, middle, middle)
+    if below_teeth:
+        shape = _lip_kept(shape, s, middle + half_gap)
     return _with_inner(shape, s, middle - half_gap, middle + half_gap)
+
+
+def _lip_kept(shape: MouthShape, s: Floats, lower: NDArray[np.float64]) -> MouthShape:
+    """The shape whose lower lip ends far enough under its inner edge `lower`: the mesh's lip was a row of teeth in part."""
+    curves = shape.curves.copy()
+    least = np.interp(S, s, lower) + LIP_KEPT * (curves[OL] - curves[IL])
+    within = np.abs(S) < 1
+    curves[OL][within] = np.maximum(curves[OL], least)[within]
+    return MouthShape(shape.centre, shape.half, curves)
 
 
 def sample(image: Pixels, frame: Floats, u: Floats, v: Floats) -> Pixels:
@@ -268,6 +293,24 @@ def _meeting(
     return np.asarray(
         np.polyval(np.polyfit(np.tile(s, 2), both, 5, w=np.concatenate([sure, 0.3 + 0.3 * (1 - sure)])), s)
     )
+
+
+def _line_seen(light: Floats, line: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where lips meet that the mesh sees closed, and the pixels wide open: a smooth curve along the dark line that is seen.
+
+    `line` is the mesh's, near which the darkest pixels are taken where no line is seen.
+    """
+    s = np.linspace(-SIDE, SIDE, COLUMNS)
+    found = lip_line(light, ABOVE / STEP, np.abs(s) < 0.8)
+    if found is None:
+        row = np.full(COLUMNS, ABOVE / STEP)
+        return _meeting(light, row - LINE_ROWS, row + LINE_ROWS, line)
+    row, depth = found
+    seen = line - ABOVE + row * STEP
+    within = np.clip((1.05 - np.abs(s)) / 0.2, 0, 1)  # beyond the corners are hairs and folds
+    sure = np.minimum(depth / LINE_SURE, 1) * within
+    both = np.concatenate([seen, line + float(np.average(seen - line, weights=sure))])
+    return np.asarray(np.polyval(np.polyfit(np.tile(s, 2), both, 6, w=np.concatenate([sure, 0.3 * (1 - sure)])), s))
 
 
 def _slit(teeth: Floats, row: NDArray[np.float64]) -> NDArray[np.float64]:
