@@ -15,8 +15,10 @@ NEVER_S = 120.0
 _POLL_S = 0.01
 
 
-async def until(holds: Callable[[], T | Awaitable[T]], within_s: float = NEVER_S) -> T:
+async def until(holds: Callable[[], T | Awaitable[T]], within_s: float = NEVER_S, *, every_s: float = _POLL_S) -> T:
     """Polls `holds` (a plain or an async function) until what it returns is true, and returns that.
+
+    Where it asks another process, `every_s` is longer: each question costs that process and the test a millisecond or more.
 
     Raises AssertionError with the source of `holds` and what it returned last, after `within_s` seconds.
     """
@@ -28,7 +30,7 @@ async def until(holds: Callable[[], T | Awaitable[T]], within_s: float = NEVER_S
             return value
         if time.monotonic() > end:
             raise AssertionError(_never(holds, value, within_s))
-        await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(every_s)
 
 
 def wait_until(holds: Callable[[], T], within_s: float = NEVER_S) -> T:

@@ -40,8 +40,14 @@ FLAGS = (
     "--use-fake-ui-for-media-stream",
     # WebRTC on loopback: its candidates are neither left out nor hidden behind mDNS names.
     "--allow-loopback-in-peer-connection",
-    "--disable-features=WebRtcHideLocalIpsWithMdns,LocalNetworkAccessChecks,MediaRouter,OptimizationHints,Translate",
+    "--disable-features=WebRtcHideLocalIpsWithMdns,LocalNetworkAccessChecks,MediaRouter,OptimizationHints,Translate,"
+    # Else each window loads the pages of its address bar in a process of their own: a third of a CPU second that no test looks at.
+    "WebUIOmniboxPopup,WebUIOmniboxAimPopup,WebUIOmniboxFullPopup,SpareRendererForSitePerProcess",
+    # What pulses is painted sixty times a second, by the processor.
+    "--force-prefers-reduced-motion",
 )
+LOOK_S = 0.05
+"""Between two looks at a page: each runs in three processes."""
 KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
 
 
@@ -140,7 +146,7 @@ class Page:
 
     async def until(self, condition: str) -> Any:
         """Waits for a JavaScript expression to be true, and gives its value; raises AssertionError after `NEVER_S`."""
-        return await until(lambda: self.run(condition))
+        return await until(lambda: self.run(condition), every_s=LOOK_S)
 
     async def mouse(self, selector: str, kind: str) -> None:
         """`mousePressed` or `mouseReleased`, by the left button in the middle of an element."""

@@ -6,7 +6,7 @@
   const { Viewer } = await import("/viewer.js");
   const { token } = await (await fetch("/page/token")).json();
   const client = new AvatarClient({ token });
-  const session = await client.start({ room: `skew-${crypto.randomUUID()}`, engine: "pattern" });
+  const session = await client.start({ room: `skew-${crypto.randomUUID()}`, engine: "pattern", width: 192, height: 192, fps: 25 });
   const video = document.getElementById("video");
   const viewer = new Viewer({ video, audio: document.getElementById("audio") });
   const context = new AudioContext();

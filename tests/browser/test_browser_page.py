@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.browser.chromium import Page
+from tests.browser.chromium import LOOK_S, Page
 from tests.browser.conftest import Stack
 from tests.waiting import until
 
@@ -69,7 +69,7 @@ async def stopped(stack: Stack, session: str) -> None:
         status = await asyncio.to_thread(stack.get, f"/session/{session}")
         return bool(status.json()["state"] == "stopped")
 
-    await until(over)
+    await until(over, every_s=LOOK_S)
 
 
 def clean(page: Page, *expected: str) -> None:
@@ -79,22 +79,28 @@ def clean(page: Page, *expected: str) -> None:
     assert hosts <= {"127.0.0.1", "localhost"}
 
 
-async def test_types_hears_and_sees_it_speak_and_interrupts(page: Page, stack: Stack) -> None:
+async def test_types_hears_and_sees_it_speak_and_interrupts(whole_page: Page, stack: Stack) -> None:
+    page = whole_page  # the picture is as large as people see it
     await start(page, stack)
     await page.run(PROBE.read_text(), gesture=True)
-    idle = await watch(page, 45)
+    idle = await watch(page, 30)
     assert idle[5:, 3].max() < QUIET
+    mouth_idle = idle[5:, 1].mean()
 
     await page.click("#text")
     await page.type(f"{SAID} {SAID}")  # long enough for a browser that shows only a few pictures a second
     await page.key("Enter")
     await page.until("document.getElementById('chip').dataset.state === 'speaking'")
     await page.until(f"probe.rms() > {LOUD}")
-    said = await watch(page, 45)
-    assert np.mean(said[:, 3] > LOUD) > 0.5
-    mouth_idle, mouth = idle[5:, 1].mean(), said[:, 1].mean()
-    assert mouth > 1.5 * mouth_idle + 0.5, f"the mouth changes by {mouth:.2f} speaking, {mouth_idle:.2f} idle"
-    assert mouth > 1.5 * said[:, 2].mean(), "as much happens on the forehead as around the mouth"
+
+    async def speaks() -> bool:
+        """In ten pictures, of which a busy browser shows some late and none in between."""
+        said = await watch(page, 10)
+        mouth = said[:, 1].mean()
+        moves = mouth > 1.5 * mouth_idle + 0.5 and mouth > 1.5 * said[:, 2].mean()  # more than the forehead
+        return bool(moves and np.mean(said[:, 3] > LOUD) > 0.5)
+
+    await until(speaks)
 
     assert await page.run("document.getElementById('text').value") == ""
     await page.run(STATUSES)
@@ -103,10 +109,10 @@ async def test_types_hears_and_sees_it_speak_and_interrupts(page: Page, stack: S
     await page.until("statuses.some((status) => status.includes('Interrupted'))")
 
     async def rests() -> bool:  # sound and pictures that were under way are still heard and seen
-        after = await watch(page, 30)
+        after = await watch(page, 15)
         return bool(after[:, 3].max() < QUIET and after[5:, 1].mean() < 2 * mouth_idle + 1)
 
-    await until(rests)
+    await until(rests, every_s=LOOK_S)
     clean(page)
 
 
@@ -173,7 +179,7 @@ async def test_asks_for_the_status_after_events_only(page: Page, stack: Stack) -
         await page.until("read >= 6")
         return asked() == before
 
-    await until(rests)
+    await until(rests, every_s=LOOK_S)
     before = asked()
     await page.click("#text")
     await page.type("One.")
@@ -222,7 +228,7 @@ async def test_lips_and_sound_meet_in_the_browser(page: Page, stack: Stack) -> N
     async def together() -> bool:
         return settled(await page.run("skew.measured"))
 
-    await until(together, 100)
+    await until(together, 100, every_s=LOOK_S)
     await page.run("skew.stop(), null")
     clean(page)
 
@@ -251,7 +257,7 @@ async def test_keyboard_alone_does_everything(page: Page, stack: Stack) -> None:
         async def heard() -> bool:
             return await taken() > 16_000
 
-        await until(heard)
+        await until(heard, every_s=LOOK_S)
 
     await page.key(" ", hold=talks)
     await page.until("document.getElementById('events').textContent.includes('Segment 2 started')")
