@@ -165,6 +165,11 @@ def random_state() -> dict[str, Tensor]:
     return state
 
 
+def seen(net: object, frames: Tensor) -> Tensor:
+    """Eyes that cost nothing in place of `SyncNet.lips`: the brightness of 1024 places of each of five neighbours' third."""
+    return frames[0, 2:-2, ::7, ::7].flatten(1)[:, :1024] / 255
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch = pytest.importorskip("torch")
@@ -285,6 +290,9 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_command_tells_it_where_the_weights_are(
     film: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from musetalk_agent.measure.syncnet import SyncNet
+
+    monkeypatch.setattr(SyncNet, "lips", seen)
     assert run(str(film), "--json") == 0
     plain = json.loads(capsys.readouterr().out)
     assert sorted(plain) == ["confidence", "correlation", "lag_ms"]

@@ -22,7 +22,7 @@ def test_what_the_kernels_compute_in_the_interpreter() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", str(CHECKS)],
         env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-        | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
         timeout=300,
