@@ -30,7 +30,7 @@ async def rooms(bench: Bench) -> list[Figure]:
     with environment(**variables):
         async with demo("--engine", "musetalk" if on_card else "warp", "--no-conversation") as stack:
             for count in STEPS if on_card else STEPS[:1]:
-                late, figures = await together(stack, count)
+                late, figures = await together(stack, count, 3 if bench.tiny else 10)
                 notes.append(f"{count}: {figures}")
                 if late:
                     break

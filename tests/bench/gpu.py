@@ -167,7 +167,7 @@ async def lips(bench: Bench) -> list[Figure]:
     from tests.bench.talkers import first_lips, speech
 
     batcher = await bench.batcher()
-    values = await first_lips(batcher, await bench.bundle(batcher.engine), speech(40), 2 if bench.tiny else 20)
+    values = await first_lips(batcher, await bench.bundle(batcher.engine), speech(40), 1 if bench.tiny else 20)
     note = f"median {np.median(values):.0f} of {len(values)}"
     return [Figure("fast TTS: first PCM to first lips, p95", percentile(values, 95), "ms", 120, note=note)]
 

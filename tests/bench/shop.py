@@ -64,8 +64,8 @@ class Bench:
         return Options(**{"device": self.device, "profile": profile or self.profile, "buckets": buckets} | changes)
 
     async def bundle(self, engine: Any) -> Any:
-        """A 720p avatar of ten idle frames with a face 300 px wide, prepared for the engine."""
-        return (await prepared(self.folder / "avatar", engine, 10))[0]
+        """A 720p avatar of ten idle frames (the small network's: of two) with a face 300 px wide, prepared for the engine."""
+        return (await prepared(self.folder / "avatar", engine, 2 if self.tiny else 10))[0]
 
 
 async def prepared(folder: Path, engine: Any, frames: int) -> tuple[Any, float | None, float]:

@@ -17,6 +17,9 @@ from tests.musetalk_agent.judge.conftest import GoodFilm
 from tests.musetalk_agent.measure.test_measure_sync import RATE
 from tests.musetalk_agent.tools.test_render_film import write_wav
 
+ENOUGH = 90
+"""Frames of a wrong film that are judged: more than two seconds of speech."""
+
 WRONG: dict[str, Callable[[GoodFilm], Pixels]] = {
     "frozen": lambda film: judge_clips.frozen(film.frames, film.meshes),
     "sharpness": lambda film: judge_clips.blurred(film.frames, film.meshes),
@@ -43,7 +46,9 @@ def test_a_good_film_passes_by_itself_and_with_its_reference(judge: Judge, good:
 def test_pictures_made_wrong_are_named_and_nothing_else_is(
     judge: Judge, good: GoodFilm, tmp_path: Path, fault: str
 ) -> None:
-    film = judge_clips.write_film(tmp_path / "wrong.mp4", WRONG[fault](good), good.voice)
+    film = judge_clips.write_film(
+        tmp_path / "wrong.mp4", WRONG[fault](good)[:ENOUGH], good.voice[: ENOUGH * RATE // 25]
+    )
     report = judge.decide(film, judge.look(film), reference=good.seen)
     assert report.faults == [fault]
     assert report.faces[0].measures[fault].reason
