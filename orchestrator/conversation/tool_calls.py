@@ -91,13 +91,19 @@ class ToolCalls:
         A call that is under way already is not made again.
         """
         key = (call.session_id, call.call_id)
-        if key in self._running:
+        # A task that has ended is forgotten a turn of the event loop later.
+        running = {each for each, task in self._running.items() if not task.done()}
+        if key in running:
             return
         tool = next((each for each in tools if each.name == call.name), None)
-        busy = sum(session == call.session_id for session, _ in self._running) >= CALLS_MAX
+        busy = sum(session == call.session_id for session, _ in running) >= CALLS_MAX
         task = asyncio.create_task(self._call(call, tool, busy, answer), name=f"tool-{call.session_id}")
         self._running[key] = task
-        task.add_done_callback(lambda _: self._running.pop(key, None))
+        task.add_done_callback(lambda _: self._forget(key, task))
+
+    def _forget(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
+        if self._running.get(key) is task:
+            del self._running[key]
 
     def cancel(self, session_id: str | None = None, call_id: str | None = None) -> None:
         """Gives up one call, a session's, or all. Without effect for what is over."""

@@ -14,12 +14,12 @@ from orchestrator.conversation import tool_calls as module
 from orchestrator.conversation.conversation_messages import ToolCall, ToolResult
 from orchestrator.conversation.function_tools import FunctionTool
 from orchestrator.conversation.tool_calls import ToolCaller, ToolCalls
-from orchestrator.events import EventBus
+from orchestrator.events import EventBus, SessionEvent
 from orchestrator.metrics import Metrics
 from orchestrator.webhooks import secret
 from tests.fakes.hook_receiver import Receiver, receiving
 from tests.orchestrator.test_webhooks import AUTHORITY, SECRET, local, verified
-from tests.waiting import until
+from tests.waiting import turns, until
 
 PARAMETERS = {"type": "object", "properties": {"number": {"type": "string"}}, "required": ["number"]}
 
@@ -31,7 +31,7 @@ class Desk:
         self.metrics = Metrics()
         self.results: list[ToolResult] = []
         self.events: list[tuple[str, dict[str, Any]]] = []
-        bus = EventBus(self.metrics)
+        self.bus = bus = EventBus(self.metrics)
         bus.listen(lambda event: self.events.append((event.type, json.loads(event.text)["data"])))
         options = {"allow_private": True, "resolver": local, "ssl_context": AUTHORITY.trust, **options}
         self.calls = ToolCalls(lambda _: ToolCaller("hall", secrets), bus, self.metrics, **options)
@@ -196,6 +196,25 @@ async def test_a_call_that_is_given_up_ends_and_answers_nothing(receiver: Receiv
     desk.begin()
     assert await desk.result() == (True, "Done.")
     assert len(receiver.hooks) == 2
+
+
+async def test_a_call_that_just_ended_is_made_again_at_once(receiver: Receiver, desk: Desk) -> None:
+    again: list[object] = []
+
+    def ended(event: SessionEvent) -> None:
+        if event.type == "tool.finished" and not again:  # in the next turn: before the callbacks of the task that ends
+            receiver.hold.clear()
+            again.append(asyncio.get_running_loop().call_soon(desk.begin))
+
+    desk.bus.listen(ended)
+    desk.begin()
+    await receiver.wait(2)
+    desk.begin()  # the end of the first one has not made the second one forgotten
+    await turns()
+    assert [kind for kind, _ in desk.events] == ["tool.started", "tool.finished", "tool.started"]
+    receiver.hold.set()
+    await until(lambda: len(desk.results) == 2)
+    assert desk.finished() == [(True, None), (True, None)] and len(receiver.hooks) == 2
 
 
 async def test_several_at_once_but_not_more_than_may(receiver: Receiver, desk: Desk) -> None:
