@@ -1,7 +1,8 @@
-"""The interpreter of livekit-agents, for all programs of a run: each is a fork of one process that has imported it.
+"""The interpreters of livekit-agents, for all programs of a run: each is a fork of one process that has imported it.
 
-To import it takes three CPU seconds, more than most of what is tested with it. `path()` is a program that takes `-m MODULE …` and
-`-c CODE …` as the interpreter does. It stands for the fork: it ends as the fork ends, and takes the fork with it when it is killed.
+To import it takes three CPU seconds, more than most of what is tested with it. `path()` is a program that takes `-m MODULE …`,
+`-c CODE …` and `SCRIPT …` as the interpreter does. It stands for the fork: it ends as the fork ends, and takes the fork with it when it
+is killed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.conversation.conversations import PLUGIN, find_python
@@ -35,27 +37,32 @@ if code < 0:
 os._exit(code)
 """
 
-_running: list[tuple[subprocess.Popen[bytes], Path]] = []
+_running: dict[str, tuple[subprocess.Popen[bytes], Path]] = {}
+"""By the interpreter."""
 
 
-def path() -> str:
-    """The program. Starts the process behind it when it is first asked for, or has ended."""
-    if not _running or _running[-1][0].poll() is not None:
-        _running.append(_started(Path(tempfile.mkdtemp(prefix="warm-"))))
-    return str(_running[-1][1] / "python")
+def path(python: str | None = None, modules: Sequence[str] = MODULES) -> str:
+    """The program. Starts the process behind it when it is first asked for, or has ended.
+
+    `python` is the interpreter, by default that of the conversations, and `modules` what it has imported.
+    """
+    python = python or str(find_python())
+    if python not in _running or _running[python][0].poll() is not None:
+        _running[python] = _started(Path(tempfile.mkdtemp(prefix="warm-")), python, modules)
+    return str(_running[python][1] / "python")
 
 
-def _started(folder: Path) -> tuple[subprocess.Popen[bytes], Path]:
+def _started(folder: Path, python: str, modules: Sequence[str]) -> tuple[subprocess.Popen[bytes], Path]:
     address = str(folder / "socket")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen()
         setpriv = shutil.which("setpriv")  # it ends even when the run is killed outright
         guard = [setpriv, "--pdeathsig", "TERM"] if setpriv else []
-        server = [str(find_python()), "-m", "tests.integrations.conversation.warm_server", str(listener.fileno())]
+        server = [python, "-m", "tests.integrations.conversation.warm_server", str(listener.fileno())]
         environment = bare_environment(path=(str(PLUGIN), str(ROOT)))
         process = subprocess.Popen(
-            [*guard, *server, *MODULES],
+            [*guard, *server, *modules],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=2,
@@ -69,7 +76,7 @@ def _started(folder: Path) -> tuple[subprocess.Popen[bytes], Path]:
 
 def end() -> None:
     """Ends it, if it runs."""
-    for process, folder in _running:
+    for process, folder in _running.values():
         process.terminate()
         process.wait()
         shutil.rmtree(folder)

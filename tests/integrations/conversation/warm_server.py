@@ -74,12 +74,17 @@ def main() -> None:
     for module in sys.argv[2:]:
         __import__(module)
     gc.freeze()
-    kind, program, *arguments = serve(listener)
+    kind, *arguments = serve(listener)
     sys.argv = [kind, *arguments]
+    if kind in ("-m", "-c"):
+        program = sys.argv.pop(1)
     if kind == "-m":
         runpy.run_module(program, run_name="__main__", alter_sys=True)
-    else:
+    elif kind == "-c":
         exec(compile(program, "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.path.insert(0, os.path.dirname(kind))
+        runpy.run_path(kind, run_name="__main__")
 
 
 if __name__ == "__main__":

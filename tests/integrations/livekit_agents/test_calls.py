@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tests.fakes.serving import plain_config, serving
-from tests.integrations.livekit_agents.world import MISSING, PATHS, PYTHON
+from tests.integrations.livekit_agents.world import MISSING, PATHS, python
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 HTML = Response("<h1>Not here</h1>", 404, media_type="text/html")
@@ -37,7 +37,7 @@ async def called(*answers: Response) -> tuple[list[object], list[str]]:
     async with serving(plain_config(Starlette(routes=routes))) as url:
         script = str(Path(__file__).with_name("calls.py"))
         process = await asyncio.create_subprocess_exec(
-            str(PYTHON), script, url, stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": PATHS}
+            python(), script, url, stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": PATHS}
         )
         told, _ = await process.communicate()
     return [json.loads(line) for line in told.splitlines()], keys

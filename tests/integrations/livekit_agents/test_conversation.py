@@ -60,16 +60,16 @@ async def test_the_agent_speaks_through_the_avatar_and_is_interrupted(livekit_se
         assert white - onset == pytest.approx(0, abs=1.0), "the lips begin with the voice"  # a wide bar: see below
 
         draw = random.Random(6)
-        positions = [await interrupted(playing, 2 + n, draw.uniform(0.05, 0.3)) for n in range(10)]
+        positions = [await interrupted(playing, 2 + n, draw.uniform(0.05, 0.3)) for n in range(5)]
         errors = sorted(abs(told - heard) for told, heard in positions)
-        assert errors[5] <= 0.3 and errors[-1] <= 1.0, (
+        assert errors[2] <= 0.3 and errors[-1] <= 1.0, (
             positions
         )  # wide bars: `tests.bench.livekit_agents` has the figures
-        assert [len(talker.of(kind)) for kind in ("started", "finished", "said")] == [11, 11, 11]
+        assert [len(talker.of(kind)) for kind in ("started", "finished", "said")] == [6, 6, 6]
         assert talker.complaints == []
 
         session = await playing.session()
-        assert session["state"] == "ready" and session["playback"]["segments"] == 11 and session["last_audio_at"]
+        assert session["state"] == "ready" and session["playback"]["segments"] == 6 and session["last_audio_at"]
         refused = await playing.stack.stage.http.post(f"/session/{session['session_id']}/speak", json={"text": "No."})
         assert refused.status_code == 409 and refused.json()["code"] == "speech_elsewhere"
         assert SPEAKER in refused.json()["detail"]

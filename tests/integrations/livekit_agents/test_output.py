@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integrations.livekit_agents.world import MISSING, PATHS, PYTHON
+from tests.integrations.livekit_agents.world import MISSING, PATHS, python
 from tests.waiting import NEVER_S
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))  # `make test` brings the environment
@@ -32,7 +32,7 @@ EXPECTED: dict[str, list[object]] = {
 def found() -> dict[str, list[object]]:
     program = Path(__file__).with_name("output_cases.py")
     environment = {**os.environ, "PYTHONPATH": PATHS}
-    run = subprocess.run([PYTHON, program], env=environment, stdout=-1, timeout=NEVER_S, check=True)
+    run = subprocess.run([python(), program], env=environment, stdout=-1, timeout=NEVER_S, check=True)
     return {name: value for line in run.stdout.splitlines() for name, value in json.loads(line).items()}
 
 

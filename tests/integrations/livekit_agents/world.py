@@ -17,6 +17,7 @@ from livekit import api
 
 from musetalk_tools.livekit_server import LiveKitAccess
 from tests.fakes.stage import API_KEY
+from tests.integrations.conversation import warm_python
 from tests.orchestrator.voice.stack import ROOM, Stack, stack
 from tests.orchestrator.voice.tones import LOWEST_HZ, STEP_HZ, SYMBOL_S, Ears, listening
 from tests.viewer import RATE
@@ -29,8 +30,14 @@ SPEAKER = "agent-of-the-tests"
 _REPOSITORY = Path(__file__).resolve().parents[3]
 PATHS = f"{_REPOSITORY / 'integrations/livekit_agents'}{os.pathsep}{_REPOSITORY}"
 """The plugin, and the protocol's table of retries."""
+_IMPORTED = ("livekit.plugins.musetalk", "livekit.plugins.musetalk.output", "livekit.plugins.musetalk.client")
 _WINDOW = RATE // 100
 _FULL_LEVEL = 4500.0  # RMS; the tones have 6364
+
+
+def python() -> str:
+    """The interpreter of the environment, which has imported livekit-agents and the plugin."""
+    return warm_python.path(str(PYTHON), _IMPORTED)
 
 
 @dataclass
@@ -91,7 +98,7 @@ async def talker(
         "PYTHONPATH": PATHS,
     }
     pipe = asyncio.subprocess.PIPE
-    command = (str(PYTHON), str(Path(__file__).with_name(script)), *arguments)
+    command = (python(), str(Path(__file__).with_name(script)), *arguments)
     process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=environment)
     found = Talker(process)
     reading = asyncio.create_task(found.read())
