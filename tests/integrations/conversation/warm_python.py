@@ -1,8 +1,8 @@
 """The interpreters of livekit-agents, for all programs of a run: each is a fork of one process that has imported it.
 
 To import it takes three CPU seconds, more than most of what is tested with it. `path()` is a program that takes `-m MODULE …`,
-`-c CODE …` and `SCRIPT …` as the interpreter does. It stands for the fork: it ends as the fork ends, and takes the fork with it when it
-is killed.
+`-c CODE …` and `SCRIPT …` as the interpreter does. It stands for the fork: it ends as the fork ends, and takes the fork along when
+it is killed.
 """
 
 from __future__ import annotations
