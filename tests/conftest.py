@@ -17,7 +17,7 @@ from hypothesis.internal.conjecture import providers
 from musetalk_agent.avatars.decoder_pool import DecoderPools
 from musetalk_agent.weights import default_models_dir
 from musetalk_tools.livekit_server import LiveKitAccess, LiveKitServer, find
-from tests.fakes import known_fields
+from tests.fakes import known_fields, known_trust
 from tests.waiting import NEVER_S
 
 pytest_plugins = ["tests.lanes"]
@@ -45,6 +45,7 @@ settings.load_profile("suite")
 providers._get_local_constants = lambda: providers._local_constants
 """Nor on the tests before it: else Hypothesis also draws the constants of whatever modules are imported by then."""
 known_fields.remember()
+known_trust.remember()
 
 
 @pytest.hookimpl(trylast=True)
