@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import signal
@@ -22,34 +23,45 @@ from musetalk_tools.processes import Child, free_port
 from orchestrator.livekit_rooms import LiveKitKeys, Rooms
 from tests.fakes.agent_server import AGENT_KEY
 from tests.fakes.stage import API_KEY
+from tests.integrations.conversation import lasting_agent
+from tests.orchestrator.voice.stack import answers
 from tests.waiting import NEVER_S, until
 
 RATE = 16_000
 BLOCK = 640
 
 
-HASTY = """
+MUTE = """
+import sys
+from orchestrator import worker_pipe
+sys.stdout.buffer.write(worker_pipe.encode({"voices": [], "missing": [], "providers": []}))
+sys.stdout.buffer.flush()
+sys.stdin.buffer.read()
+"""
+PROGRAM = f"""
 import sys
 from orchestrator.__main__ import main
+from orchestrator.tts.local import LocalSynthesizer
+LocalSynthesizer.__init__.__defaults__ = ((sys.executable, "-c", {MUTE!r}),)
+"""
+"""An orchestrator without voices: loading them takes longer than all else of its start, and nothing is spoken here."""
+HASTY = """
 from orchestrator import recovery
 from orchestrator.session import journal
 recovery.LEASE_S = journal.LEASE_S = 5.0
 journal.RENEW_S = recovery.LEASE_GRACE_S = 0.5
-sys.exit(main())
 """
+RUN = "sys.exit(main())"
 
 
 class Server(Child):
-    """A process of ours on a port of its own."""
+    """An orchestrator on a port of its own."""
 
-    def __init__(
-        self, module: str, environment: dict[str, str], port: int | None = None, program: list[str] | None = None
-    ) -> None:
+    def __init__(self, program: str, environment: dict[str, str], port: int | None = None) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        program = program or ["-m", module]
-        command = [sys.executable, *program, "serve", "--host", "127.0.0.1", "--port", str(self.port)]
-        super().__init__(module, command, {"LOG_LEVEL": "ERROR", **environment})
+        command = [sys.executable, "-c", program, "serve", "--host", "127.0.0.1", "--port", str(self.port)]
+        super().__init__("orchestrator", command, {"LOG_LEVEL": "ERROR", **environment})
 
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
@@ -66,7 +78,7 @@ class World:
     """A LiveKit, an agent, and the orchestrators that a test starts."""
 
     livekit: LiveKitAccess
-    agent: Server
+    agent_url: str
     rooms: Rooms
     stack: AsyncExitStack
 
@@ -77,11 +89,11 @@ class World:
             "LIVEKIT_API_KEY": self.livekit.api_key,
             "LIVEKIT_API_SECRET": self.livekit.api_secret,
             "ORCHESTRATOR_API_KEY": API_KEY,
-            "AGENT_URL": self.agent.url,
+            "AGENT_URL": self.agent_url,
             "AGENT_API_KEY": AGENT_KEY,
             "VOICE_STANDBY": "off",
         }
-        server = Server("orchestrator", known | environment, port, ["-c", HASTY] if hasty else None)
+        server = Server(PROGRAM + (HASTY if hasty else "") + RUN, known | environment, port)
         await server.start()
         self.stack.push_async_callback(server.stop)
         await server.ready(f"{server.url}/health", NEVER_S)
@@ -111,22 +123,20 @@ class World:
         """Samples that the agent has taken of the session."""
         headers = {"Authorization": f"Bearer {AGENT_KEY}"}
         async with httpx.AsyncClient(trust_env=False, timeout=NEVER_S, headers=headers) as http:
-            answer = (await http.get(f"{self.agent.url}/session/{session_id}")).json()
+            answer = (await http.get(f"{self.agent_url}/session/{session_id}")).json()
         return next((stage["count"] for stage in answer["funnel"] if stage["stage"] == "samples"), 0)
 
 
 @asynccontextmanager
 async def world(livekit: LiveKitAccess) -> AsyncIterator[World]:
-    """Everything but an orchestrator."""
+    """Everything but an orchestrator. The agent lasts: what a test begins there, it ends."""
     async with AsyncExitStack() as stack:
-        agent = Server("musetalk_agent", {"AGENT_API_KEY": AGENT_KEY, "AGENT_ENGINE": "pattern", "AGENT_DRAIN_S": "0"})
-        await agent.start()
-        stack.push_async_callback(agent.stop)
+        agent_url = lasting_agent.address()
         rooms = Rooms(LiveKitKeys(livekit.url, livekit.url, livekit.api_key, livekit.api_secret))
         await rooms.open()
         stack.push_async_callback(rooms.aclose)
-        await agent.ready(f"{agent.url}/health", NEVER_S)
-        yield World(livekit, agent, rooms, stack)
+        await until(functools.partial(answers, agent_url + "/health"))
+        yield World(livekit, agent_url, rooms, stack)
 
 
 def speech(seconds: float) -> np.ndarray[Any, np.dtype[np.int16]]:

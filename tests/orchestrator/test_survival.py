@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -12,11 +12,18 @@ import httpx
 import pytest
 
 from musetalk_tools.livekit_server import LiveKitAccess
+from tests.integrations.conversation import lasting_agent
 from tests.orchestrator.survivors import RATE, Sender, Server, World, speech, world
 from tests.servers.redis import redis_server
 from tests.waiting import NEVER_S, until
 
 pytestmark = [pytest.mark.livekit, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _agent_that_lasts() -> Iterator[None]:
+    yield
+    lasting_agent.end()
 
 
 def nothing_lost(sender: Sender, seconds: float) -> None:
@@ -123,10 +130,11 @@ async def test_sigterm_lets_speech_end_and_hands_the_session_over(
         await asyncio.wait_for(second.ended(), NEVER_S)
         more.may_end.set()
         assert more.closes in ([], [1012])
-        await here.orchestrator(first.port, STORE_PATH=store)
+        third = await here.orchestrator(first.port, STORE_PATH=store)
         await asyncio.wait_for(sending, NEVER_S)
         assert more.closes == [1012] and more.hellos[0] == 2 * RATE
         assert await here.taken(started["session_id"]) == 5 * RATE
+        await ended(here, third, started["session_id"])
 
 
 async def test_two_on_one_redis_do_not_fight(livekit_server: LiveKitAccess) -> None:

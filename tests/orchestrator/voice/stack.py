@@ -105,7 +105,7 @@ async def stack(
         for child in children:
             await child.ready(child.url + "/health", NEVER_S)
         if lasting is not None:
-            await until(functools.partial(_answers, lasting + "/health"))
+            await until(functools.partial(answers, lasting + "/health"))
         ears = Ears(watches=watches)
         await ears.join(access.url, join_token(access, ROOM, "viewer"))
         exits.push_async_callback(ears.leave)
@@ -121,7 +121,8 @@ async def stack(
         yield Stack(running, children, ears)
 
 
-async def _answers(url: str) -> bool:
+async def answers(url: str) -> bool:
+    """Whether something answers 200 there."""
     try:
         async with httpx.AsyncClient(trust_env=False, timeout=NEVER_S) as http:
             return (await http.get(url)).status_code == 200
