@@ -5,6 +5,7 @@ It blurs what it is shown, tints it, adds noise of its own to each face, and let
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import cv2
@@ -63,12 +64,13 @@ class Painter:
         self._ellipse(whole, (x + dx, y + dy), (half * 1.1, LIP_HEIGHT + opening / 2), LIP)
         if opening > 0 and (tall := opening / 2 + wider / 2) > 0.3:
             self._ellipse(whole, (x + dx, y + dy), (half * 0.85, tall), INSIDE)
-        out = whole.astype(np.float32) + self._tint()
+        out = whole + self._tint
         if faults.noise:
-            noise = cv2.GaussianBlur(self._rng.normal(0, 1, out.shape).astype(np.float32), (0, 0), 1.0)
+            noise = cv2.GaussianBlur(self._rng.standard_normal(out.shape, np.float32), (0, 0), 1.0)
             out += noise * (faults.noise / noise.std())
-        return np.clip(np.rint(out), 0, 255).astype(np.uint8)
+        return np.clip(np.rint(out, out=out), 0, 255, out=out).astype(np.uint8)
 
+    @functools.cached_property
     def _tint(self) -> NDArray[np.float32]:
         middle, right, down = (np.array(part, np.float32) for part in self.faults.tint)
         along = np.linspace(-1, 1, SIDE, dtype=np.float32)

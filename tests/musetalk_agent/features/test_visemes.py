@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,7 @@ def test_the_mouth_closes_within_80_ms_of_silence_and_stays(features: VisemeFeat
             assert vectors[last + 2 :].max() < 0.05
 
 
+@functools.cache
 def _noises() -> dict[str, Pcm]:
     rng = np.random.default_rng(5)
     count = 3 * RATE

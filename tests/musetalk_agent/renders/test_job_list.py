@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
-from musetalk_agent.renders import render_command
+from musetalk_agent.agent_settings import AgentSettings
+from musetalk_agent.protocol.renders import RenderFolder
+from musetalk_agent.renders import job_list, render_command
 from musetalk_agent.renders.job_list import JobsWrong, read_jobs
+from musetalk_agent.renders.worker import RenderWorker
 from tests.musetalk_agent.avatars.clips import archive, encoded, face, moving
 from tests.musetalk_agent.tools.test_render_film import bursts, write_wav
+from tests.waiting import NEVER_S
 
 
 def run(*argv: str) -> int:
@@ -25,6 +33,46 @@ def run(*argv: str) -> int:
 @pytest.fixture(autouse=True)
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AVATAR_CACHE_DIR", str(tmp_path / "cache"))
+
+
+class ThreadWorker:
+    """A worker in a thread, with what `job_list` asks of a process: one of its own imports for more than a second."""
+
+    def __init__(self, name: str, folder: RenderFolder, settings: AgentSettings) -> None:
+        self.stdin = self
+        self._settings = settings.model_copy(update={"renders_dir": folder.root, "renders_queue": None})
+        self._begun = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._work(name)), name=name)
+        self._thread.start()
+
+    async def _work(self, name: str) -> None:
+        self._loop, self._worker = asyncio.get_running_loop(), RenderWorker(self._settings, name)
+        self._begun.set()
+        await self._worker.run()
+
+    def poll(self) -> int | None:
+        return None if self._thread.is_alive() else 0
+
+    def close(self) -> None:
+        """As when a process's input ends."""
+        assert self._begun.wait(NEVER_S)
+        self._loop.call_soon_threadsafe(self._worker.ending.set)
+
+    def wait(self, timeout: float) -> None:
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            raise subprocess.TimeoutExpired("a worker", timeout)
+
+    def send_signal(self, number: int) -> None:
+        raise AssertionError("the worker did not end when its input did")
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[None]:
+    """Lists are made by workers in threads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job_list, "_worker", ThreadWorker)
+        yield
 
 
 def jobs(tmp_path: Path, *lines: str) -> Path:
@@ -57,7 +105,7 @@ SMALL = "engine: pattern, width: 64, height: 64, audio: in.wav, transcript: said
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(threads: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose list of two films is made, and beside it a copy of it."""
     folder = tmp_path_factory.mktemp("made") / "films"
     folder.mkdir()
@@ -91,6 +139,7 @@ def test_a_film_of_something_else_is_made_anew(made: Path, capsys: pytest.Captur
     assert "papa" in (made / "a.srt").read_text() or changed != "the transcript"
 
 
+@pytest.mark.usefixtures("threads")
 def test_a_single_film_is_made_whatever_its_output_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_wav(tmp_path / "in.wav", bursts(1.0, 16_000), 16_000)
     options = "--avatar", "x", "--audio", str(tmp_path / "in.wav"), "-o", str(tmp_path / "a.zip"), "--engine", "pattern"
@@ -104,6 +153,7 @@ def test_a_single_film_is_made_whatever_its_output_was(tmp_path: Path, capsys: p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "a.zip", "cache", "in.wav"]
 
 
+@pytest.mark.usefixtures("threads")
 def test_a_transcript_that_is_not_found_is_a_sentence_beside_the_film(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +207,7 @@ def test_refusals_have_a_sentence(
     assert run(str(tmp_path / "jobs.yaml"), "--avatar", "x") == 2
 
 
+@pytest.mark.usefixtures("threads")
 def test_a_clip_is_played_where_the_transcript_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_wav(tmp_path / "in.wav", bursts(2.0, 16_000), 16_000)
     (tmp_path / "said.txt").write_text("mama [wave] papa")

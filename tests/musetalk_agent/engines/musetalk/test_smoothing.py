@@ -42,7 +42,7 @@ def shown(faces: list[Pixels], name: Smoothing) -> list[Pixels]:
     return [smoother.smoothed(face).copy() for face in faces]
 
 
-@functools.lru_cache(1)
+@functools.lru_cache(2)
 def talk(seed: int = 0, hold: tuple[int, int] = (3, 9), skin: tuple[int, int, int] = SKIN) -> Talk:
     """Ten seconds of speech, painted once for both strengths."""
     spoken = speech(250, seed, hold)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import cv2
@@ -49,6 +50,12 @@ def demo_points() -> Points:
 
 
 def demo_picture() -> Pixels:
+    """A copy of the demo avatar, BGR."""
+    return _demo_picture().copy()
+
+
+@functools.cache
+def _demo_picture() -> Pixels:
     picture = cv2.imread(str(DEMO_ASSET))
     assert picture is not None
     return np.asarray(picture, np.uint8)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +80,12 @@ class Clip:
         return int(np.argmax(np.abs(column - faces.BEHIND).max(1) < 30)) + round(float(y)) - EYES // 3
 
 
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Clip]:
+    """The clip of a motion, silent before the wall, made once."""
+    return functools.cache(lambda motion: Clip.of(tmp_path_factory.mktemp("clip"), motion))
+
+
 def around_the_lips(points: faces.Points) -> np.ndarray:
     """The lips and what is near them, bool `[h, w]`."""
     mask = np.zeros(SIZE, np.uint8)
@@ -87,8 +94,8 @@ def around_the_lips(points: faces.Points) -> np.ndarray:
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
-def test_at_rest_a_silent_head_keeps_its_chin_and_its_skin(tmp_path: Path, motion: str) -> None:
-    clip = Clip.of(tmp_path, motion)
+def test_at_rest_a_silent_head_keeps_its_chin_and_its_skin(clips: Callable[[str], Clip], motion: str) -> None:
+    clip = clips(motion)
     for idle_index in range(POSES):
         made, own = clip.made(idle_index, REST), clip.pictures[idle_index]
         assert abs(clip.chin(made, idle_index) - clip.chin(own, idle_index)) <= 0.05 * EYES
@@ -100,8 +107,8 @@ def test_at_rest_a_silent_head_keeps_its_chin_and_its_skin(tmp_path: Path, motio
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
-def test_no_background_comes_onto_the_face_while_it_speaks(tmp_path: Path, motion: str) -> None:
-    clip = Clip.of(tmp_path, motion)
+def test_no_background_comes_onto_the_face_while_it_speaks(clips: Callable[[str], Clip], motion: str) -> None:
+    clip = clips(motion)
     for idle_index in range(0, POSES, 2):
         face = np.zeros(SIZE, np.uint8)
         cv2.fillConvexPoly(face, cv2.convexHull(clip.points[idle_index]).astype(np.int32), 1)
@@ -115,17 +122,17 @@ def test_no_background_comes_onto_the_face_while_it_speaks(tmp_path: Path, motio
             assert (unlike & well_inside).sum() < 0.02 * EYES**2
 
 
-def test_a_turned_head_speaks(tmp_path: Path) -> None:
-    clip = Clip.of(tmp_path, "turns")
+def test_a_turned_head_speaks(clips: Callable[[str], Clip]) -> None:
+    clip = clips("turns")
     for idle_index in (0, 4, 8, 24):
         points = clip.points[idle_index]
         assert faces.inside_pixels(clip.made(idle_index, REST), points) <= 2
         assert faces.inside_pixels(clip.made(idle_index, vector(0.8)), points) >= 10
 
 
-def test_the_chin_of_an_open_mouth_comes_up_in_every_pose(tmp_path: Path) -> None:
+def test_the_chin_of_an_open_mouth_comes_up_in_every_pose(clips: Callable[[str], Clip], tmp_path: Path) -> None:
     gaps = {k: 0.12 for k in range(POSES) if k % 16 >= 8}
-    clip, silent = Clip.of(tmp_path / "talks", "both", gaps), Clip.of(tmp_path / "silent", "both")
+    clip, silent = Clip.of(tmp_path / "talks", "both", gaps), clips("both")
     for idle_index in (k for k in gaps if 9 < k % 16 < 14):  # the edges of an opening are smoothed over time
         closed = silent.chin(silent.pictures[idle_index], idle_index)
         assert clip.chin(clip.pictures[idle_index], idle_index) - closed > 0.05 * EYES
@@ -169,8 +176,8 @@ def test_what_lies_behind_the_head_changes_no_light(tmp_path: Path) -> None:
     assert max(bright.light.max(), 1 / bright.light.min()) <= LIGHT_MOST + 1e-4
 
 
-def test_a_narrow_cheek_is_stretched_little(tmp_path: Path) -> None:
-    clip = Clip.of(tmp_path, "turns")
+def test_a_narrow_cheek_is_stretched_little(clips: Callable[[str], Clip]) -> None:
+    clip = clips("turns")
     changes = []
     for idle_index in (0, 8):
         target = FrameTarget.of(
