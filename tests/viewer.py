@@ -71,9 +71,14 @@ class Viewer:
                 )
                 h, w = luma.shape
                 centre = float(luma[h // 4 + 8 : 3 * h // 4 - 8, w // 4 + 8 : 3 * w // 4 - 8].mean())
-                self.video.append((time.monotonic(), centre, w, h))
+                at = time.monotonic()
+                self.video.append((at, centre, w, h))
+                self.saw(at, luma)
         finally:
             await stream.aclose()
+
+    def saw(self, at: float, luma: np.ndarray) -> None:
+        """A picture came, uint8 `[h, w]`; for those that look at more of it than `video` keeps."""
 
     async def _listen(self, track: rtc.Track) -> None:
         stream = rtc.AudioStream(track, sample_rate=RATE, num_channels=1, frame_size_ms=self.block_ms)

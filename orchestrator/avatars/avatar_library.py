@@ -39,6 +39,7 @@ from orchestrator.avatars.avatar_record import (
 )
 from orchestrator.avatars.avatar_storage import AvatarStorage
 from orchestrator.avatars.clip_supply import supply
+from orchestrator.avatars.newcomers import Newcomers
 from orchestrator.avatars.preparation import Preparations
 from orchestrator.disk import Disk
 
@@ -76,6 +77,7 @@ class Avatars:
         self._folder = _storage(options)
         self._changing = asyncio.Lock()
         self._preparations = Preparations(self._folder, pool, agents, self._changing)
+        self._newcomers = Newcomers(self._folder, pool, self._preparations.at)
 
     async def open(self) -> None:
         """Takes up what an earlier process left unfinished. Raises OSError where the folder cannot be used."""
@@ -88,9 +90,11 @@ class Avatars:
                 self._preparations.begin(record.avatar_id)
             elif record.source is not None and record.agent in leases:
                 self._pool.remember_avatar(record.source, leases[record.agent])
+        self._newcomers.begin()
 
     async def aclose(self) -> None:
         """Ends the preparations; the next process takes them up. Idempotent."""
+        await self._newcomers.aclose()
         await self._preparations.aclose()
 
     # --- what there is

@@ -148,7 +148,7 @@ class Preparations:
         async with self._pool.borrow() as lease:
             if record.source is None and record.url is not None:
                 record = await self._fetched(lease, record)
-            prepared = await self._prepared(lease, record)
+            prepared = await self.at(lease, record)
             poster = _decoded(prepared)
             await asyncio.to_thread(self._folder.write_poster, record.avatar_id, poster)
             update = {"state": AvatarState.READY, "report": prepared.report, "error": None, "agent": lease.name}
@@ -179,8 +179,8 @@ class Preparations:
             await asyncio.shield(asyncio.to_thread(incoming.drop))
         return source, incoming.size
 
-    async def _prepared(self, lease: AgentLease, record: AvatarRecord) -> PreparedAvatar:
-        """Everything that a session of this avatar needs at this agent, which gets the clip if it lacks it."""
+    async def at(self, lease: AgentLease, record: AvatarRecord) -> PreparedAvatar:
+        """Everything that a session of this avatar needs at this agent, which gets the clip if it lacks it. Raises ProblemError."""
         source = record.source or ""
         request = AgentPrepareRequest(avatar=AvatarSource(avatar_id=source), avatar_settings=record.settings.mouth)
         report = self._reporter(record.avatar_id)
@@ -194,7 +194,7 @@ class Preparations:
         for lease in self._pool.leases():
             if lease.name != first.name:
                 with suppress(ProblemError):
-                    await self._prepared(lease, record)
+                    await self.at(lease, record)
 
     def _reporter(self, avatar_id: str) -> Any:
         running = self._running.get(avatar_id)

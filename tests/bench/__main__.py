@@ -8,7 +8,18 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from tests.bench import composition, engine, microphone, patch_cost, picture, preparation, room, session_cost, voices
+from tests.bench import (
+    composition,
+    elsewhere,
+    engine,
+    microphone,
+    patch_cost,
+    picture,
+    preparation,
+    room,
+    session_cost,
+    voices,
+)
 from tests.bench.figures import Figure
 
 BENCHES: dict[str, Callable[[int], Awaitable[list[Figure]]]] = {
@@ -18,6 +29,8 @@ BENCHES: dict[str, Callable[[int], Awaitable[list[Figure]]]] = {
     "latency": lambda _: engine.latency(),
     "start": room.start,
     "first_session": room.first_session,
+    "elsewhere": elsewhere.elsewhere,
+    "switch": elsewhere.switch,
     "in_step": room.in_step,
     "microphone": microphone.microphone,
     "barge_in": room.barge_in,

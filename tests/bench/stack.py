@@ -62,11 +62,11 @@ class Demo:
         return statistics
 
     @asynccontextmanager
-    async def live(self, **body: Any) -> AsyncIterator[Live]:
-        """A viewer joins, then a session starts in its room."""
+    async def live(self, viewer: Viewer | None = None, **body: Any) -> AsyncIterator[Live]:
+        """A viewer joins (a `viewer` that is none yet, or a plain one), then a session starts in its room."""
         room = f"bench-{uuid.uuid4().hex[:8]}"
         ticket = (await self.http.post("/token", json={"room": room, "identity": "viewer"})).raise_for_status().json()
-        viewer = await Viewer().join(self.info["livekit_url"], ticket["token"])
+        viewer = await (viewer or Viewer()).join(self.info["livekit_url"], ticket["token"])
         try:
             asked = asyncio.get_running_loop().time()
             answer = await self.http.post("/session/start", json={"room": room, **body})

@@ -79,6 +79,8 @@ class FakeAgent:
         """Whether items are acknowledged as they come."""
         self.films = FakeFilms()
         self.avatars = FakeAvatars()
+        self.instance = f"fake-{id(self):x}"
+        """Another one is another process."""
         self.app = self._make_app()
 
     @property
@@ -191,7 +193,7 @@ class FakeAgent:
             engine="warp",
             capacity=Capacity(sessions=len(self.sessions), sessions_max=self.sessions_max),
             draining=self.draining,
-            instance=f"fake-{id(self):x}",
+            instance=self.instance,
         )
         return JSONResponse(body.model_dump(), status_code=200 if self.status == "ok" else 503)
 
