@@ -8,15 +8,45 @@ import pytest
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_tools.livekit_server import LiveKitAccess
+from orchestrator.conversation import conversations
 from orchestrator.tts.synthesizer import SpeechChunk, SpeechOptions
 from tests.fakes.openai_models import FakeModels, Trouble
 from tests.integrations.conversation.microphone import person
-from tests.integrations.conversation.test_talk import LONG, SineVoice, Talk, pytestmark, talk
+from tests.integrations.conversation.test_talk import SineVoice, Talk, pytestmark, talk
 from tests.waiting import until
 
 __all__ = ["pytestmark"]
 TRIES = 4
 """livekit-agents' own: so many requests before it gives an answer up."""
+STORY = " ".join(f"word{n}" for n in range(20)) + "."
+HASTY = """
+import runpy
+from livekit.agents import DEFAULT_API_CONNECT_OPTIONS as usual
+from livekit.plugins.openai import stt
+object.__setattr__(usual, "timeout", 5.0)
+object.__setattr__(usual, "retry_interval", 0.5)
+
+
+class Hasty:
+    def __init__(self, real):
+        self.real = real
+
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+    def Timeout(self, *given, **more):
+        return self.real.Timeout(*(5.0 for _ in given), **more)
+
+
+stt.httpx = Hasty(stt.httpx)
+runpy.run_module("orchestrator.conversation.worker", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker waits five seconds for a model in place of ten and thirty, and half a second between its tries in place of two."""
+    monkeypatch.setattr(conversations, "WORKER", ("-c", HASTY))
 
 
 class BrokenVoice(SineVoice):
@@ -66,7 +96,7 @@ async def test_a_language_model_that_refuses_breaks_off_or_hangs(livekit_server:
 
 
 async def test_a_language_model_that_hangs_is_given_up_and_one_that_refuses_to_answer_knows_the_question_later(
-    livekit_server: LiveKitAccess,
+    livekit_server: LiveKitAccess, hasty: None
 ) -> None:
     models = FakeModels(replies=["My name is Ada."], llm_troubles=["hangs"])
     async with talk(livekit_server, models) as here:
@@ -86,7 +116,7 @@ async def test_a_language_model_that_hangs_is_given_up_and_one_that_refuses_to_a
 
 
 @pytest.mark.voice
-async def test_what_a_recogniser_did_not_take_is_given_to_it_again(livekit_server: LiveKitAccess) -> None:
+async def test_what_a_recogniser_did_not_take_is_given_to_it_again(livekit_server: LiveKitAccess, hasty: None) -> None:
     models = FakeModels(replies=["My name is Ada."])
     async with talk(livekit_server, models) as here, person(here) as who:
         await who.open()
@@ -109,12 +139,12 @@ async def test_what_a_recogniser_did_not_take_is_given_to_it_again(livekit_serve
 
 
 async def test_a_voice_that_breaks_is_reported_and_speaks_the_next_reply(livekit_server: LiveKitAccess) -> None:
-    models, voice = FakeModels(replies=[LONG, LONG, "My name is Ada."]), BrokenVoice()
+    models, voice = FakeModels(replies=[STORY, STORY, "My name is Ada."]), BrokenVoice()
     async with talk(livekit_server, models, speaks=voice) as here:
         for count, good in enumerate((0, 10), 1):  # words that have sound when it breaks
             voice.good = good
             await here.chat("Tell me a story.")
-            assert await answered(here, count) == [LONG] * count, "what had no sound yet is made again"
+            assert await answered(here, count) == [STORY] * count, "what had no sound yet is made again"
         assert parts(here) == {"tts"}
         await here.chat("What is your name?")
         assert (await answered(here, 3))[2:] == ["My name is Ada."]
