@@ -13,7 +13,8 @@ import numpy.typing as npt
 from livekit import rtc
 
 from musetalk_agent.publishers.livekit.detached_connect import leave
-from orchestrator.tts.voices import Voices
+from orchestrator.tts.worker.espeak import EspeakEngine
+from orchestrator.tts.worker.synthesis import PLAIN
 from tests.integrations.conversation.test_talk import Talk
 from tests.waiting import until
 
@@ -23,22 +24,11 @@ Sound = npt.NDArray[np.int16]
 
 
 @cache
-def _kept() -> dict[str, Sound]:
-    return {}
-
-
-async def spoken(text: str) -> Sound:
-    """The text in a voice of espeak-ng."""
-    if text not in _kept():
-        voices = Voices()
-        await voices.open()
-        try:
-            chunks = [chunk async for chunk in voices.speak(text, "espeak:en-us")]
-        finally:
-            await voices.aclose()
-        assert chunks[0].sample_rate == RATE
-        _kept()[text] = np.frombuffer(b"".join(chunk.pcm for chunk in chunks), "<i2")
-    return _kept()[text]
+def spoken(text: str) -> Sound:
+    """The text in a voice of espeak-ng. No worker is started for it: that takes two CPU seconds."""
+    said = EspeakEngine().speak(text, "en-us", PLAIN)
+    assert said.sample_rate == RATE
+    return said.pcm
 
 
 class Microphone:
@@ -91,7 +81,7 @@ class Microphone:
 
     async def say(self, text: str) -> None:
         """Returns when all of it has been said."""
-        self.begin(await spoken(text))
+        self.begin(spoken(text))
         await until(lambda: not self._saying)
 
     def begin(self, sound: Sound) -> None:
