@@ -50,9 +50,9 @@ AS_IT_IS = Pose()
 _DEGREE = math.pi / 180
 _AXES = 7
 """Yaw, pitch, roll, x, y, nearer, brows: those that drift."""
-_DRIFT = np.array([0.68 * _DEGREE, 1.45 * _DEGREE, 0.32 * _DEGREE, 0.0044, 0.0041, 0.0056, 0.12])
+_DRIFT = np.array([0.54 * _DEGREE, 1.25 * _DEGREE, 0.24 * _DEGREE, 0.0044, 0.0041, 0.0056, 0.12])
 """Standard deviations of the slow motion, which is always there."""
-_LIVELY = np.array([0.52 * _DEGREE, 1.10 * _DEGREE, 0.23 * _DEGREE, 0.0003, 0.0003, 0.0046, 0.08])
+_LIVELY = np.array([0.42 * _DEGREE, 0.95 * _DEGREE, 0.17 * _DEGREE, 0.0003, 0.0003, 0.0046, 0.08])
 """Standard deviations of the quicker motion, which comes with speech."""
 _DRIFT_HZ, _LIVELY_HZ = (0.12, 0.9), (0.9, 3.4)
 _CALM_HZ = 12
@@ -69,9 +69,9 @@ MEMORY_S = 1.2
 """Speech before a position that its pose depends on."""
 _NOD_RISE_S, _NOD_FALL_S = 0.2, 0.55
 _NOD_S = _NOD_RISE_S + _NOD_FALL_S
-_NOD = 2.1 * _DEGREE
+_NOD = 1.8 * _DEGREE
 _NOD_Y = 0.0005
-_NOD_ASIDE = 0.4 * _DEGREE
+_NOD_ASIDE = 0.32 * _DEGREE
 _NOD_BROWS = 0.8
 """A fully stressed syllable: pitch, sinking (face widths), yaw and roll to a random side at most, brows."""
 

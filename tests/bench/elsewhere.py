@@ -25,6 +25,7 @@ import numpy as np
 from musetalk_agent.avatars.library import DEMO_ASSET
 from musetalk_tools.livekit_server import LiveKitServer, obtain
 from musetalk_tools.processes import Child, free_port
+from orchestrator.agents.pool import HEALTH_TTL_S
 from tests.bench.engine import speech
 from tests.bench.figures import Figure, percentile
 from tests.bench.room import DEMO, new_clip
@@ -146,6 +147,7 @@ async def elsewhere(seconds: int) -> list[Figure]:
             avatar_id = await ready(running.stack, body, f"{number}.{'zip' if 'clip' in kind else 'png'}")
             await running.start(there)
             await running.stop(here)
+            await asyncio.sleep(HEALTH_TTL_S + 0.2)  # until then the pool believes what the agents last said
             async with running.stack.live(**DEMO):
                 pass  # the process is warm; the avatar is what it does not know
             if "warmed" in kind:
