@@ -18,6 +18,7 @@ from musetalk_agent.avatars.decoder_pool import DecoderPools
 from musetalk_agent.weights import default_models_dir
 from musetalk_tools.livekit_server import LiveKitAccess, LiveKitServer, find
 from tests.fakes import known_fields, known_trust
+from tests.late import settle
 from tests.waiting import NEVER_S
 
 pytest_plugins = ["tests.lanes"]
@@ -51,8 +52,16 @@ known_trust.remember()
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
     """The collector need not look at thousands of tests and modules again: half a second whenever a session ends."""
+    if "torch" in sys.modules:
+        raise pytest.UsageError("a test file imports torch as it is collected: see tests/late.py")
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if isinstance(item, pytest.Function):
+        settle(item.module)
 
 
 @pytest.hookimpl(trylast=True)

@@ -4,6 +4,8 @@ Most tests wait: for a process that starts, for speech that is played in real ti
 them has the right of way: it runs what speaks with a real SFU, a real browser or a real clock, one file after the other, and
 the others are `nice` to it. When one kind of files is used up, a worker goes on with the other.
 
+One of the others begins with what imports torch.
+
 The files of a group stay on one worker in their order: what is made once a module, or once a run (a demo for the browser's
 tests), is made once.
 """
@@ -54,6 +56,21 @@ LONG = (
 )
 """Of the rest, what takes longest: it is begun first, so that no worker is left alone with it at the end."""
 
+TORCH = "gw1"
+WITH_TORCH = (
+    "tests/musetalk_agent/engines/musetalk",
+    "tests/musetalk_agent/test_auto_engine.py",
+    "tests/musetalk_agent/test_card_faults.py",
+    "tests/musetalk_agent/test_silence_musetalk.py",
+    "tests/musetalk_agent/measure/test_lse.py",
+    "tests/musetalk_agent/measure/test_profile.py",
+    "tests/musetalk_agent/tools/test_convert_weights.py",
+    "tests/musetalk_agent/tools/test_render_film.py",
+    "tests/musetalk_agent/features/test_whisper_features.py",
+)
+"""What imports torch and what is built on it in the worker itself (`tests/late.py`): one worker begins with these, the others take
+them last."""
+
 
 class Lanes(LoadScopeScheduling):
     """Files as units of work; which worker gets which next."""
@@ -63,14 +80,15 @@ class Lanes(LoadScopeScheduling):
         return next((group for group in TOGETHER if path.startswith(group)), path)
 
     def _assign_work_unit(self, node: WorkerController) -> None:
-        self.workqueue.move_to_end(self._next(node.gateway.id == RIGHT_OF_WAY), last=False)
+        self.workqueue.move_to_end(self._next(node.gateway.id), last=False)
         super()._assign_work_unit(node)
 
-    def _next(self, right_of_way: bool) -> str:
-        def rank(unit: str) -> tuple[bool, int]:
-            order = REAL_TIME if unit.startswith(REAL_TIME) else LONG
+    def _next(self, worker: str) -> str:
+        def rank(unit: str) -> tuple[bool, bool, int]:
+            real_time, with_torch = unit.startswith(REAL_TIME), unit.startswith(WITH_TORCH)
+            order = REAL_TIME if real_time else LONG
             place = next((at for at, start in enumerate(order) if unit.startswith(start)), len(order))
-            return unit.startswith(REAL_TIME) is not right_of_way, place
+            return real_time is not (worker == RIGHT_OF_WAY), with_torch is not (worker == TORCH), place
 
         return min(self.workqueue, key=rank)
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -18,12 +18,9 @@ import torch
 from musetalk_agent.engines.musetalk import card_facts, device, engine
 from musetalk_agent.engines.musetalk.card_facts import Driver
 from musetalk_agent.engines.musetalk.device import CudaCard, Outputs
+from tests.fakes.card_failures import Kind
 from tests.waiting import NEVER_S
 
-Kind = Literal["dies", "hangs", "full"]
-"""`dies`: the call and every later one raise, as with a broken context. `hangs`: the call does not return and the card never ends
-what it has. `full`: the call and every later one like it raise out of memory."""
-KINDS: tuple[Kind, ...] = ("dies", "hangs", "full")
 DEAD = "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be asynchronously reported"
 
 

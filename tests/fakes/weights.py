@@ -10,9 +10,10 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 Scale = Literal["tiny", "full"]
 
@@ -176,6 +177,8 @@ class _Values:
     """Cheap normal values: one drawn pool, read from random offsets."""
 
     def __init__(self, seed: int) -> None:
+        import torch
+
         self._random = torch.Generator().manual_seed(seed)
         self._pool = torch.randn(_POOL, generator=self._random)
 
@@ -183,6 +186,8 @@ class _Values:
         return {name: self._tensor(name, shape) for name, shape in shapes.items()}
 
     def _tensor(self, name: str, shape: torch.Size) -> torch.Tensor:
+        import torch
+
         if name.endswith("num_batches_tracked"):
             return torch.tensor(80000)
         count = shape.numel()
@@ -220,6 +225,7 @@ def _old_name(name: str) -> str:
 
 
 def _whisper_shapes(scale: Scale) -> dict[str, torch.Size]:
+    import torch
     from transformers import WhisperConfig, WhisperModel
 
     with torch.device("meta"):
@@ -228,6 +234,8 @@ def _whisper_shapes(scale: Scale) -> dict[str, torch.Size]:
 
 
 def _meta_shapes(kind: Any, config: dict[str, Any]) -> dict[str, torch.Size]:
+    import torch
+
     with torch.device("meta"):
         module = kind(**{key: value for key, value in config.items() if not key.startswith("_")})
     return {name: value.shape for name, value in module.state_dict().items()}
@@ -235,6 +243,8 @@ def _meta_shapes(kind: Any, config: dict[str, Any]) -> dict[str, torch.Size]:
 
 def bisenet_shapes() -> Iterator[tuple[str, torch.Size]]:
     """Every key and shape of zllrunning's face-parsing BiSeNet with 19 classes, written down from its layers."""
+    import torch
+
     yield from _conv_bn("cp.resnet.conv1", "cp.resnet.bn1", 3, 64, 7)
     wide = 64
     for layer, width in enumerate((64, 128, 256, 512), 1):
@@ -259,6 +269,8 @@ def bisenet_shapes() -> Iterator[tuple[str, torch.Size]]:
 
 
 def _conv_bn(conv: str, norm: str, wide: int, width: int, kernel: int) -> Iterator[tuple[str, torch.Size]]:
+    import torch
+
     yield f"{conv}.weight", torch.Size((width, wide, kernel, kernel))
     for part in ("weight", "bias", "running_mean", "running_var"):
         yield f"{norm}.{part}", torch.Size((width,))
@@ -290,5 +302,7 @@ def write_config(path: Path, content: dict[str, Any]) -> None:
 
 
 def _save(state: dict[str, torch.Tensor], path: Path, *, zipped: bool = True) -> None:
+    import torch
+
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(state, path, _use_new_zipfile_serialization=zipped)

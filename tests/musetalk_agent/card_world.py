@@ -23,13 +23,14 @@ from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource
 from musetalk_agent.service.live_sessions import LiveSessions
 from musetalk_agent.session import session
 from musetalk_agent.session.session import Session
-from tests.fakes.cuda import FakeCuda
 from tests.musetalk_agent.engines.musetalk.faces import bundle_of, moved
 from tests.musetalk_agent.faulty import GatedPublisher
 from tests.musetalk_agent.stand import tone
 
 if TYPE_CHECKING:
     import torch
+
+    from tests.fakes.cuda import FakeCuda
 
 POSES = 1
 _READ: dict[tuple[Path, int, int], dict[str, torch.Tensor]] = {}

@@ -11,17 +11,16 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("diffusers")
-pytest.importorskip("transformers")
-
 from musetalk_agent import engine_pool
 from musetalk_agent.errors import EngineUnavailable
 from musetalk_agent.session.session import ENDED
-from tests.fakes.cuda import FakeCuda, fake_cuda
 from tests.fakes.weights import write_models
+from tests.late import late_imports
 from tests.musetalk_agent.card_world import CardWorld, card_world, paint
 from tests.waiting import until
+
+with late_imports("torch", "diffusers", "transformers"):
+    from tests.fakes.cuda import FakeCuda, fake_cuda
 
 OLD = (
     "The NVIDIA driver on your system is too old (found version 12040). Please update your GPU driver by downloading and "

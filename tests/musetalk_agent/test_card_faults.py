@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("diffusers")
-pytest.importorskip("transformers")
-
 from musetalk_agent.errors import AgentError, EngineFailed
 from musetalk_agent.session.session import ENDED, Session
-from tests.fakes.cuda import KINDS, Kind, fake_cuda
+from tests.fakes.card_failures import KINDS, Kind
 from tests.fakes.weights import write_models
+from tests.late import late_imports
 from tests.musetalk_agent.card_world import CardWorld, card_world, hurry, paint
 from tests.waiting import NEVER_S, until
+
+with late_imports("torch", "diffusers", "transformers"):
+    from tests.fakes.cuda import fake_cuda
 
 CALLS: dict[str, dict[str, tuple[Kind, ...]]] = {
     "warming up": {

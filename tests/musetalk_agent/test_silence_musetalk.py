@@ -8,15 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("diffusers")
-pytest.importorskip("transformers")
-
 from musetalk_agent.features.extractor import HOLD_S
-from tests.fakes.cuda import fake_cuda
 from tests.fakes.weights import write_models
+from tests.late import late_imports
 from tests.musetalk_agent.card_world import card_world, paint
 from tests.waiting import until
+
+with late_imports("torch", "diffusers", "transformers"):
+    from tests.fakes.cuda import fake_cuda
 
 
 @pytest.mark.parametrize("dbfs", [None, -60.0])

@@ -26,6 +26,10 @@ from musetalk_agent.features.whisper_features import (
     rest,
 )
 from musetalk_agent.media_types import Cue, Pcm, frame_start, frames_begun
+from tests.late import late_imports
+
+with late_imports("transformers"):
+    import transformers
 
 RATE = 16_000
 
@@ -183,11 +187,6 @@ def test_a_look_ahead_outside_of_the_range_is_refused(lookahead: int) -> None:
 def test_an_fps_outside_of_the_range_is_refused(fps: int) -> None:
     with pytest.raises(ValueError, match="fps"):
         WhisperFeatures().stream(fps)
-
-
-transformers = pytest.importorskip("transformers")
-
-RATE = 16_000
 
 
 def sound(samples: int) -> np.ndarray:

@@ -8,31 +8,31 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("torch", exc_type=ImportError)
-pytest.importorskip("diffusers", exc_type=ImportError)
-pytest.importorskip("transformers", exc_type=ImportError)
-
-import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
-from musetalk_agent.engines.musetalk import loading, weights_files
+from musetalk_agent.engines.musetalk import weights_files
 from musetalk_agent.engines.musetalk.weights_files import fingerprint, notes_of, problem_of
 from musetalk_agent.errors import WeightsInvalid, WeightsMissing
 from musetalk_agent.tools import convert_weights
 from musetalk_agent.tools.convert_weights import convert
 from musetalk_agent.weights import Manifest, ModelStore, sha256_of
 from tests.fakes import weights
+from tests.late import late_imports
 
-CPU = torch.device("cpu")
+with late_imports("torch", "diffusers", "transformers"):
+    import torch
+    from safetensors.torch import save_file
+
+    from musetalk_agent.engines.musetalk import loading
+    from tests.musetalk_agent.engines.musetalk.models import CPU
+
 COPIES = (
     "musetalkV15/unet.fp16.safetensors",
     "sd-vae/diffusion_pytorch_model.fp16.safetensors",
     "whisper/pytorch_model.fp16.safetensors",
 )
 ORIGINALS = ("musetalkV15/unet.pth", "sd-vae/diffusion_pytorch_model.bin", "whisper/pytorch_model.bin")
-LOADERS = (loading.load_unet, loading.load_vae, loading.load_whisper)
+LOADERS = ("load_unet", "load_vae", "load_whisper")
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +74,10 @@ def test_copies_hold_the_halved_weights_under_todays_names(models: Path) -> None
 
 def test_the_copy_is_loaded_mapped_and_equal_to_the_converted_original(models: Path) -> None:
     for load, copy in zip(LOADERS, COPIES, strict=True):
-        fast = load(models, CPU, torch.float16)
+        fast = getattr(loading, load)(models, CPU, torch.float16)
         assert copy.split("/")[1] in Path("/proc/self/maps").read_text()
         (models / copy).unlink()
-        slow = load(models, CPU, torch.float16)
+        slow = getattr(loading, load)(models, CPU, torch.float16)
         for a, b in zip(fast.parameters(), slow.parameters(), strict=True):
             assert a.dtype == b.dtype == torch.float16 and torch.equal(a, b)
 
@@ -95,7 +95,9 @@ def test_copies_suffice_alone(models: Path) -> None:
         (models / name).unlink()
     assert weights_files.musetalk_state(ModelStore(models, Manifest.load())) == []
     for load in LOADERS:
-        assert {value.dtype for value in load(models, CPU, torch.float32).parameters()} == {torch.float32}
+        assert {value.dtype for value in getattr(loading, load)(models, CPU, torch.float32).parameters()} == {
+            torch.float32
+        }
 
 
 def test_a_second_run_writes_nothing(models: Path, capsys: pytest.CaptureFixture[str]) -> None:

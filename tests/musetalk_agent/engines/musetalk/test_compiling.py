@@ -11,9 +11,12 @@ import pytest
 
 from musetalk_agent.engines.musetalk import compiling
 from musetalk_agent.engines.musetalk.compiling import compiler_fault
-from musetalk_agent.engines.musetalk.engine import MuseTalkEngine
 from musetalk_agent.engines.musetalk.profiles import Options
 from tests.fakes.weights import write_models
+from tests.late import late_imports
+
+with late_imports():
+    from musetalk_agent.engines.musetalk.engine import MuseTalkEngine
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch", exc_type=ImportError)
-
 from musetalk_agent.engines.musetalk.config import (
     TaesdConfig,
     UnetConfig,

@@ -12,27 +12,28 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
-pytest.importorskip("transformers")
+from musetalk_agent.avatars.bundle import Bundle
+from musetalk_agent.engines.batcher import Batcher
+from musetalk_agent.engines.interface import PatchRequest
+from musetalk_agent.engines.musetalk.picture.live_restoration import LiveRestoration
+from musetalk_agent.engines.musetalk.profiles import Options
+from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle
+from musetalk_agent.errors import EngineUnavailable, WeightsMissing
+from musetalk_agent.media_types import Feature, Patch
+from musetalk_agent.protocol.avatar_settings import AvatarSettings
+from tests.fakes.weights import write_models
+from tests.late import late_imports
+from tests.musetalk_agent.engines.musetalk.faces import bundle_of, moved
 
-from musetalk_agent.avatars.bundle import Bundle  # noqa: E402
-from musetalk_agent.engines.batcher import Batcher  # noqa: E402
-from musetalk_agent.engines.interface import PatchRequest  # noqa: E402
-from musetalk_agent.engines.musetalk import engine as engine_module  # noqa: E402
-from musetalk_agent.engines.musetalk.avatar_store import AvatarStore  # noqa: E402
-from musetalk_agent.engines.musetalk.device import CpuCard  # noqa: E402
-from musetalk_agent.engines.musetalk.engine import MuseTalkEngine  # noqa: E402
-from musetalk_agent.engines.musetalk.picture.live_restoration import LiveRestoration  # noqa: E402
-from musetalk_agent.engines.musetalk.profiles import Options  # noqa: E402
-from musetalk_agent.engines.musetalk.runner import Throughput  # noqa: E402
-from musetalk_agent.engines.pattern import PatternEngine, pattern_bundle  # noqa: E402
-from musetalk_agent.errors import EngineUnavailable, WeightsMissing  # noqa: E402
-from musetalk_agent.media_types import Feature, Patch  # noqa: E402
-from musetalk_agent.protocol.avatar_settings import AvatarSettings  # noqa: E402
-from tests.fakes.weights import write_models  # noqa: E402
-from tests.musetalk_agent.engines.musetalk.faces import bundle_of, moved  # noqa: E402
-from tests.musetalk_agent.engines.musetalk.models import difference, plain  # noqa: E402
+with late_imports("torch", "diffusers", "transformers"):
+    import torch
+
+    from musetalk_agent.engines.musetalk import engine as engine_module
+    from musetalk_agent.engines.musetalk.avatar_store import AvatarStore
+    from musetalk_agent.engines.musetalk.device import CpuCard
+    from musetalk_agent.engines.musetalk.engine import MuseTalkEngine
+    from musetalk_agent.engines.musetalk.runner import Throughput
+    from tests.musetalk_agent.engines.musetalk.models import difference, plain
 
 OPTIONS = Options(buckets=(1, 2, 4))
 POSES = 3

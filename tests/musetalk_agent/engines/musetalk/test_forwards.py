@@ -10,19 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
+from musetalk_agent.engines.musetalk.profiles import Options
+from musetalk_agent.errors import EngineFailed
+from tests.fakes.weights import write_models
+from tests.late import late_imports
 
-from musetalk_agent.engines.musetalk import forwards  # noqa: E402
-from musetalk_agent.engines.musetalk.device import CudaCard  # noqa: E402
-from musetalk_agent.engines.musetalk.engine import MuseTalkEngine  # noqa: E402
-from musetalk_agent.engines.musetalk.forwards import Findings, Forward, chosen  # noqa: E402
-from musetalk_agent.engines.musetalk.fused_network import FusedDecoder, FusedUNet  # noqa: E402
-from musetalk_agent.engines.musetalk.network import Network  # noqa: E402
-from musetalk_agent.engines.musetalk.profiles import Options  # noqa: E402
-from musetalk_agent.errors import EngineFailed  # noqa: E402
-from tests.fakes.weights import write_models  # noqa: E402
-from tests.musetalk_agent.engines.musetalk.models import difference  # noqa: E402
+with late_imports("torch", "diffusers"):
+    import torch
+
+    from musetalk_agent.engines.musetalk import forwards
+    from musetalk_agent.engines.musetalk.device import CudaCard
+    from musetalk_agent.engines.musetalk.engine import MuseTalkEngine
+    from musetalk_agent.engines.musetalk.forwards import Findings, Forward, chosen
+    from musetalk_agent.engines.musetalk.fused_network import FusedDecoder, FusedUNet
+    from musetalk_agent.engines.musetalk.network import Network
+    from tests.musetalk_agent.engines.musetalk.models import difference
 
 
 @pytest.fixture(scope="module")

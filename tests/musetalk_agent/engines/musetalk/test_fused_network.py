@@ -7,21 +7,18 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
+from tests.fakes.weights import write_models
+from tests.late import late_imports
 
-from musetalk_agent.engines.musetalk.fused_network import FusedDecoder, FusedUNet, fused  # noqa: E402
-from musetalk_agent.engines.musetalk.loading import load_taesd, load_unet, load_vae  # noqa: E402
-from musetalk_agent.engines.musetalk.network import (  # noqa: E402
-    FoldedUNet,
-    Network,
-    PatchDecoder,
-    TinyDecoder,
-)
-from musetalk_agent.measure.traffic import elementwise_bytes  # noqa: E402
-from tests.fakes.weights import write_models  # noqa: E402
-from tests.musetalk_agent.engines.musetalk.models import CPU, inputs, network_on_meta, plain  # noqa: E402
-from tests.reference.network import position_table  # noqa: E402
+with late_imports("torch", "diffusers"):
+    import torch
+
+    from musetalk_agent.engines.musetalk.fused_network import FusedDecoder, FusedUNet, fused
+    from musetalk_agent.engines.musetalk.loading import load_taesd, load_unet, load_vae
+    from musetalk_agent.engines.musetalk.network import FoldedUNet, Network, PatchDecoder, TinyDecoder
+    from musetalk_agent.measure.traffic import elementwise_bytes
+    from tests.musetalk_agent.engines.musetalk.models import CPU, inputs, network_on_meta, plain
+    from tests.reference.network import position_table
 
 
 @pytest.fixture(scope="module")

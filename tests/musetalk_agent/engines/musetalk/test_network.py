@@ -9,22 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
+from musetalk_agent.features.whisper_features import WhisperFeatures
+from tests.fakes.weights import unet_config, vae_config, write_models
+from tests.late import late_imports
 
-from musetalk_agent.engines.musetalk.loading import load_unet, load_vae, load_whisper  # noqa: E402
-from musetalk_agent.engines.musetalk.network import (  # noqa: E402  # noqa: E402
-    AudioEncoder,
-    FoldedUNet,
-    Network,
-    PatchDecoder,
-    positions,
-    to_pixels,
-)
-from musetalk_agent.features.whisper_features import WhisperFeatures  # noqa: E402
-from tests.fakes.weights import unet_config, vae_config, write_models  # noqa: E402
-from tests.musetalk_agent.engines.musetalk.models import CPU, difference, inputs, plain  # noqa: E402
-from tests.reference.network import PlainNetwork, position_table  # noqa: E402
+with late_imports("torch", "diffusers"):
+    import diffusers
+    import torch
+
+    from musetalk_agent.engines.musetalk.loading import load_unet, load_vae, load_whisper
+    from musetalk_agent.engines.musetalk.network import (
+        AudioEncoder,
+        FoldedUNet,
+        Network,
+        PatchDecoder,
+        positions,
+        to_pixels,
+    )
+    from tests.musetalk_agent.engines.musetalk.models import CPU, difference, inputs, plain
+    from tests.reference.network import PlainNetwork, position_table
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_models(tmp_path_factory.mktemp("models"))
 
 
-def network_of(models: Path, dtype: torch.dtype = torch.float32) -> Network:
+def network_of(models: Path, dtype: torch.dtype | None = None) -> Network:
+    dtype = dtype or torch.float32
     return Network(
         AudioEncoder(load_whisper(models, CPU, dtype)),
         FoldedUNet(load_unet(models, CPU, dtype)),

@@ -9,22 +9,21 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("diffusers")
-pytest.importorskip("transformers")
-
-import torch
-
 from musetalk_agent.engines.interface import PatchRequest
-from musetalk_agent.engines.musetalk.engine import MuseTalkEngine
-from musetalk_agent.engines.musetalk.overflow import LOOKED_AT, OverflowGuard, UnfitFaces, WideDecoder
 from musetalk_agent.engines.musetalk.profiles import Options
 from musetalk_agent.errors import EngineUnavailable
-from tests.fakes.cuda import fake_cuda
 from tests.fakes.weights import write_models
+from tests.late import late_imports
 from tests.musetalk_agent.card_world import paint
 from tests.musetalk_agent.engines.musetalk.faces import bundle_of, moved
 from tests.waiting import wait_until
+
+with late_imports("torch", "diffusers", "transformers"):
+    import torch
+
+    from musetalk_agent.engines.musetalk.engine import MuseTalkEngine
+    from musetalk_agent.engines.musetalk.overflow import LOOKED_AT, OverflowGuard, UnfitFaces, WideDecoder
+    from tests.fakes.cuda import fake_cuda
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +54,14 @@ def _wide(network: Any) -> bool:
     return bool(network.dtype != torch.float16)
 
 
-@pytest.mark.parametrize(("capability", "dtype"), [((8, 9), torch.bfloat16), ((7, 5), torch.float32)])
+@pytest.mark.parametrize(("capability", "dtype"), [((8, 9), "bfloat16"), ((7, 5), "float32")])
 def test_a_decoder_that_overflows_is_built_again(
     tmp_path: Path,
     models: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capability: tuple[int, int],
-    dtype: torch.dtype,
+    dtype: str,
 ) -> None:
     with fake_cuda(monkeypatch, capability=capability) as cuda:
         paint(monkeypatch, cuda, good=_wide_decoder)
@@ -76,7 +75,7 @@ def test_a_decoder_that_overflows_is_built_again(
         assert made(3) == [True] * 3 and engine.unfit_faces == 41
         new = engine.network
         assert new.unet is old.unet and new.encoder is old.encoder and new.dtype == torch.float16
-        assert next(new.decoder.parameters()).dtype == dtype
+        assert next(new.decoder.parameters()).dtype == getattr(torch, dtype)
         assert [r.message for r in caplog.records if "wider" in r.message] == [
             "float16 overflows: a part is built again in a wider type",
             "musetalk runs in a wider type",

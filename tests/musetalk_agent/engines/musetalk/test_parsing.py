@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from PIL import Image
 
-torch = pytest.importorskip("torch")
+from tests.late import late_imports
 
-from musetalk_agent.engines.musetalk.parsing import BiSeNet, Parser  # noqa: E402 - needs torch
+with late_imports("torch"):
+    import torch
+
+    from musetalk_agent.engines.musetalk.parsing import BiSeNet, Parser
 
 
 def test_the_published_weights_have_so_many_parameters_under_these_names() -> None:

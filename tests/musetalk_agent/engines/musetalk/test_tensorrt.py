@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import types
 import warnings
@@ -12,18 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
+from musetalk_agent.engines.musetalk.profiles import profile_named
+from musetalk_agent.errors import EngineUnavailable
+from musetalk_agent.tools import build_engine
+from tests.fakes.fake_tensorrt import FakeTensorRT
+from tests.fakes.weights import write_models
+from tests.late import late_imports
 
-from musetalk_agent.engines.musetalk import tensorrt  # noqa: E402
-from musetalk_agent.engines.musetalk.loading import load_unet, load_vae  # noqa: E402
-from musetalk_agent.engines.musetalk.network import FoldedUNet, PatchDecoder  # noqa: E402
-from musetalk_agent.engines.musetalk.profiles import profile_named  # noqa: E402
-from musetalk_agent.errors import EngineUnavailable  # noqa: E402
-from musetalk_agent.tools import build_engine  # noqa: E402
-from tests.fakes.fake_tensorrt import FakeTensorRT  # noqa: E402
-from tests.fakes.weights import write_models  # noqa: E402
-from tests.musetalk_agent.engines.musetalk.models import CPU, inputs  # noqa: E402
+with late_imports("torch", "diffusers"):
+    import torch
+
+    from musetalk_agent.engines.musetalk import tensorrt
+    from musetalk_agent.engines.musetalk.loading import load_unet, load_vae
+    from musetalk_agent.engines.musetalk.network import FoldedUNet, PatchDecoder
+    from tests.musetalk_agent.engines.musetalk.models import CPU, inputs
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +67,7 @@ def test_a_plan_belongs_to_its_weights_profile_and_precision(models: Path, tmp_p
     assert tensorrt.find_plan(models, quality, CPU, half) is None
 
 
-@pytest.mark.skipif(tensorrt.importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
 def test_without_tensorrt_the_command_says_so(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parser = build_engine.argparse.ArgumentParser()
     build_engine.add_arguments(parser)

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
-triton = pytest.importorskip("triton")
+from tests.late import late_imports
 
-from musetalk_agent.engines.musetalk import triton_kernels  # noqa: E402
+with late_imports("torch", "triton"):
+    import triton
+
+    from musetalk_agent.engines.musetalk import triton_kernels
 
 CHECKS = Path(__file__).with_name("interpreted_kernels.py")
 

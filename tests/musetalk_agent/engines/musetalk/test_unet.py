@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
+from tests.fakes.weights import write_models
+from tests.late import late_imports
 
-from musetalk_agent.engines.musetalk.loading import load_unet  # noqa: E402
-from musetalk_agent.engines.musetalk.network import FoldedUNet  # noqa: E402
-from tests.fakes.weights import write_models  # noqa: E402
-from tests.musetalk_agent.engines.musetalk.models import CPU, inputs, plain  # noqa: E402
-from tests.reference.network import position_table  # noqa: E402
+with late_imports("torch", "diffusers"):
+    import torch
+
+    from musetalk_agent.engines.musetalk.loading import load_unet
+    from musetalk_agent.engines.musetalk.network import FoldedUNet
+    from tests.musetalk_agent.engines.musetalk.models import CPU, inputs, plain
+    from tests.reference.network import position_table
 
 
 @pytest.fixture(scope="module")

@@ -6,16 +6,17 @@ import itertools
 
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
+from tests.fakes.weights import taesd_config, unet_config, vae_config
+from tests.late import late_imports
 
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+with late_imports("torch", "diffusers"):
+    import torch
+    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+    from torch.utils.flop_counter import FlopCounterMode
 
-from musetalk_agent.engines.musetalk.network import PatchDecoder  # noqa: E402
-from musetalk_agent.engines.musetalk.upsample import fold_upsamplers, upsampling_convolution  # noqa: E402
-from tests.fakes.weights import taesd_config, unet_config, vae_config  # noqa: E402
-from tests.musetalk_agent.engines.musetalk.models import FoldedUNetOnMeta, plain_fields  # noqa: E402
+    from musetalk_agent.engines.musetalk.network import PatchDecoder
+    from musetalk_agent.engines.musetalk.upsample import fold_upsamplers, upsampling_convolution
+    from tests.musetalk_agent.engines.musetalk.models import FoldedUNetOnMeta, plain_fields
 
 
 def doubled(convolution: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:

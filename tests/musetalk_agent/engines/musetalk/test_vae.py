@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
+from tests.fakes.weights import write_models
+from tests.late import late_imports
 
-from musetalk_agent.engines.musetalk.loading import load_taesd, load_vae  # noqa: E402
-from musetalk_agent.engines.musetalk.network import FaceEncoder, PatchDecoder, TinyDecoder, to_pixels  # noqa: E402
-from tests.fakes.weights import write_models  # noqa: E402
-from tests.musetalk_agent.engines.musetalk.models import CPU, difference, plain  # noqa: E402
+with late_imports("torch", "diffusers"):
+    import torch
+
+    from musetalk_agent.engines.musetalk.loading import load_taesd, load_vae
+    from musetalk_agent.engines.musetalk.network import FaceEncoder, PatchDecoder, TinyDecoder, to_pixels
+    from tests.musetalk_agent.engines.musetalk.models import CPU, difference, plain
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musetalk_agent.engines.musetalk.profiles import BUCKETS, PROFILES, SHOWN_FROM, bucket_of, profile_named
-from musetalk_agent.engines.musetalk.runner import HEADROOM, Throughput
 from musetalk_agent.engines.musetalk.weights_files import (
     HEADER_LIMIT,
     MARK,
@@ -26,6 +25,10 @@ from musetalk_agent.engines.musetalk.weights_files import (
     problem_of,
 )
 from musetalk_agent.errors import EngineUnavailable
+from tests.late import late_imports
+
+with late_imports():
+    from musetalk_agent.engines.musetalk.runner import HEADROOM, Throughput
 
 BLOCK = 1 << 16
 

@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+from musetalk_agent.features.whisper_features import CONTEXT, STEP, TAIL, WhisperFeatures, rest
+from musetalk_agent.media_types import Pcm, frame_start, frames_begun, frames_complete
+from tests.late import late_imports
 
-from transformers.models.whisper.modeling_whisper import WhisperEncoder  # noqa: E402
+with late_imports("torch", "transformers"):
+    import torch
+    import transformers
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from musetalk_agent.engines.musetalk.network import AudioEncoder  # noqa: E402
-from musetalk_agent.features.whisper_features import CONTEXT, STEP, TAIL, WhisperFeatures, rest  # noqa: E402
-from musetalk_agent.media_types import Pcm, frame_start, frames_begun, frames_complete  # noqa: E402
-from tests.reference import whisper as reference  # noqa: E402
+    from musetalk_agent.engines.musetalk.network import AudioEncoder
+    from tests.reference import whisper as reference
 
 RATE = 16_000
 Array = NDArray[np.float32]
@@ -107,8 +109,9 @@ def test_nothing_at_all_gives_zeros_not_nan(encoder: WhisperEncoder) -> None:
     assert ours.shape == (1, 50, 32) and (ours == 0).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_stays_near(encoder: WhisperEncoder, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("half_type", ["bfloat16", "float16"])
+def test_half_precision_stays_near(encoder: WhisperEncoder, half_type: str) -> None:
+    dtype = getattr(torch, half_type)
     stream = WhisperFeatures().stream(25)
     windows = torch.from_numpy(
         np.array(stream.push(speech(31 * RATE))[-2:])
