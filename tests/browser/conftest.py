@@ -73,6 +73,13 @@ async def whole_page(chromium: Chromium) -> AsyncIterator[Page]:
 
 
 @pytest.fixture
+async def unseen_page(chromium: Chromium) -> AsyncIterator[Page]:
+    """A fresh tab without a window, for what needs no picture and no click."""
+    async with chromium.tab(painted=False) as tab:
+        yield tab
+
+
+@pytest.fixture
 async def page(whole_page: Page) -> Page:
     """A fresh tab whose sessions are cheap."""
     await whole_page.send("Page.addScriptToEvaluateOnNewDocument", source=CHEAP)
@@ -100,8 +107,14 @@ def web() -> Iterator[str]:
 def stack(demo: Stack) -> Iterator[Stack]:
     """The demo, with no session left behind for the next test."""
     yield demo
-    for session in demo.get("/sessions").json()["sessions"]:
-        demo.post(f"/session/{session['session_id']}/stop")
+    stop_sessions(demo)
+
+
+def stop_sessions(stack: Stack) -> None:
+    """Those that are not over; the orchestrator lists the others as well."""
+    for session in stack.get("/sessions").json()["sessions"]:
+        if session["state"] not in ("stopped", "failed"):
+            stack.post(f"/session/{session['session_id']}/stop")
 
 
 @pytest.fixture(scope="session")

@@ -40,6 +40,12 @@ TALK = """(async () => {
 })()"""
 
 
+@pytest.fixture
+def page(unseen_page: Page) -> Page:
+    """Nothing here is looked at."""
+    return unseen_page
+
+
 class Session:
     """A session's side of `/audio`, which cuts the line at given samples, each time as if the last message were lost."""
 

@@ -28,6 +28,12 @@ CALL = """(async () => {
 })()"""
 
 
+@pytest.fixture
+def page(unseen_page: Page) -> Page:
+    """Nothing here is looked at."""
+    return unseen_page
+
+
 class Server:
     """Answers with `answers` (status, code), one each, then with success. A start waits as long as `slow` says."""
 
@@ -99,7 +105,8 @@ async def test_what_stays_or_may_have_been_done_is_told_at_once(
         assert len(server.asked) == 1
 
 
-async def test_a_page_that_is_reloaded_takes_its_start_with_it(page: Page) -> None:
+async def test_a_page_that_is_reloaded_takes_its_start_with_it(whole_page: Page) -> None:
+    page = whole_page  # it is clicked
     async with served(page) as (server, url):
         server.slow = True
         await page.size(1280, 800)

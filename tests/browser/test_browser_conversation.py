@@ -63,8 +63,14 @@ FOLLOW = """(async () => {
 })()"""
 
 
+@pytest.fixture
+def page(unseen_page: Page) -> Page:
+    """Nothing here is looked at."""
+    return unseen_page
+
+
 async def test_lines_are_whole_in_whatever_order_words_and_events_come(page: Page, web: str) -> None:
-    await page.open(f"{web}/index.html")
+    await page.open(f"{web}/favicon.svg")
     await page.run(ROOM)
     user, avatar = "'me'", "'conversation-ses_1'"
     unfinished = "{'lk.transcription_final': 'false'}"
@@ -100,7 +106,7 @@ async def test_lines_are_whole_in_whatever_order_words_and_events_come(page: Pag
 
 
 async def test_states_follow_the_worker_and_its_loss(page: Page, web: str) -> None:
-    await page.open(f"{web}/index.html")
+    await page.open(f"{web}/favicon.svg")
     await page.run(ROOM)
     assert await page.run("conversation.state") == "starting"
     for state in ("initializing", "listening", "thinking", "speaking"):
@@ -149,7 +155,7 @@ async def test_events_come_once_over_connections_that_end(page: Page, web: str) 
     door = Middleware(CORSMiddleware, allow_origins=["*"], allow_headers=["*"])
     app = Starlette(routes=[Route("/session/ses_1/events", events)], middleware=[door])
     async with serving(plain_config(app)) as url:
-        await page.open(f"{web}/index.html")
+        await page.open(f"{web}/favicon.svg")
         await page.run(FOLLOW % url)
         await page.until("taken.length === 3")
         held.set()
@@ -168,7 +174,7 @@ async def test_events_come_once_over_connections_that_end(page: Page, web: str) 
     ],
 )
 async def test_an_error_of_the_microphone_is_a_sentence(page: Page, web: str, name: str, code: str, words: str) -> None:
-    await page.open(f"{web}/index.html")
+    await page.open(f"{web}/favicon.svg")
     got = await page.run(f"""(async () => {{
       const {{ RoomMicrophone }} = await import('/avatar.js');
       navigator.mediaDevices.getUserMedia = async () => {{ throw new DOMException('no', '{name}'); }};
@@ -179,7 +185,7 @@ async def test_an_error_of_the_microphone_is_a_sentence(page: Page, web: str, na
 
 
 async def test_a_microphone_that_comes_too_late_is_given_back(page: Page, web: str) -> None:
-    await page.open(f"{web}/index.html")
+    await page.open(f"{web}/favicon.svg")
     got = await page.run("""(async () => {
       const { RoomMicrophone } = await import('/avatar.js');
       const track = new (class extends EventTarget { stop() { this.stopped = true; } })();

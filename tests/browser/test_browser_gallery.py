@@ -39,7 +39,8 @@ def library(stack: Stack) -> Iterator[Stack]:
     token = httpx.get(f"{stack.url}/page/token", trust_env=False, timeout=NEVER_S).json()["token"]
     with httpx.Client(base_url=stack.url, headers={"Authorization": f"Bearer {token}"}, trust_env=False) as client:
         for session in client.get("/sessions").json()["sessions"]:
-            client.post(f"/session/{session['session_id']}/stop")
+            if session["state"] not in ("stopped", "failed"):
+                client.post(f"/session/{session['session_id']}/stop")
         for avatar in client.get("/avatars").json()["avatars"]:
             client.delete(f"/avatars/{avatar['avatar_id']}")
 

@@ -44,7 +44,10 @@ async def prefer(page: Page, languages: str) -> None:
     ("languages", "expected"),
     [("zh-CN,zh,en", CHINESE), ("zh-TW", CHINESE), ("en-GB,zh", ENGLISH), ("de", ENGLISH)],
 )
-async def test_the_browsers_language_is_shown(page: Page, web: str, languages: str, expected: dict[str, str]) -> None:
+async def test_the_browsers_language_is_shown(
+    unseen_page: Page, web: str, languages: str, expected: dict[str, str]
+) -> None:
+    page = unseen_page
     await prefer(page, languages)
     await page.open(f"{web}/index.html")
     assert await page.run(SHOWN) == expected

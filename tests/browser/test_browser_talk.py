@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from orchestrator.conversation.conversations import find_python
 from tests.browser.chromium import LOOK_S, Chromium, Page, find_chromium
-from tests.browser.conftest import CHEAP, CHEAP_VOICE, Stack, running_demo
+from tests.browser.conftest import CHEAP, CHEAP_VOICE, Stack, running_demo, stop_sessions
 from tests.browser.test_browser_page import LIVE, LOUD, OVERFLOW, PROBE, TARGETS, clean, session_id, stopped, watch
 from tests.fakes.openai_models import KEY, FakeModels
 from tests.fakes.serving import plain_config, serving
@@ -178,8 +178,7 @@ async def recorded_page(listener: Chromium, talking: Stack) -> AsyncIterator[Pag
     async with listener.tab() as tab:
         await tab.send("Page.addScriptToEvaluateOnNewDocument", source=CHEAP + TRACKS + SENT)
         yield tab
-    for session in (await asyncio.to_thread(talking.get, "/sessions")).json()["sessions"]:
-        await asyncio.to_thread(talking.post, f"/session/{session['session_id']}/stop")
+    await asyncio.to_thread(stop_sessions, talking)
 
 
 @pytest.fixture

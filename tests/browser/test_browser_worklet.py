@@ -37,6 +37,12 @@ RECORD = """(async () => {
 })()"""
 
 
+@pytest.fixture
+def page(unseen_page: Page) -> Page:
+    """Nothing here is looked at."""
+    return unseen_page
+
+
 async def record(page: Page, web: str, rate: int, hertz: int) -> tuple[list[int], NDArray[np.float64]]:
     await page.open(f"{web}/LICENSE-of-nothing")
     lengths, data = await page.run(RECORD % {"rate": rate, "hertz": hertz}, gesture=True)
