@@ -20,6 +20,7 @@ import httpx
 import pytest
 
 from tests.browser.chromium import Chromium, Page, find_chromium
+from tests.integrations.conversation import lasting_agent, warm_python
 from tests.waiting import NEVER_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +53,13 @@ class Stack:
     def post(self, path: str, body: dict[str, object] | None = None) -> httpx.Response:
         headers = {"Authorization": f"Bearer {self.api_key}"}
         return httpx.post(self.url + path, headers=headers, json=body, timeout=NEVER_S, trust_env=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_lasts_ends() -> Iterator[None]:
+    yield
+    lasting_agent.end()
+    warm_python.end()
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ from tests.fakes.openai_models import KEY, FakeModels
 from tests.fakes.serving import plain_config, serving
 from tests.fakes.stage import API_KEY, Stage
 from tests.fakes.tone_voice import TonePerWord
+from tests.integrations.conversation import lasting_agent, warm_python
 from tests.orchestrator.voice.stack import stack
 from tests.waiting import until
 
@@ -98,13 +99,15 @@ async def site(livekit_server: LiveKitAccess) -> AsyncIterator[Site]:
         running = await exits.enter_async_context(
             stack(
                 livekit_server,
-                agents=1,
+                agents=0,
+                lasting=lasting_agent.address(),
                 voice_standby="off",
                 voices=Voices("tone:one", synthesizers=[TonePerWord()]),
                 llm_base_url=url + "/v1",
                 llm_api_key=KEY,
                 stt_base_url=url + "/v1",
                 allow_private_urls=True,
+                **({"conversation_python": warm_python.path()} if find_python() else {}),
             )
         )
 

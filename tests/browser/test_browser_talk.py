@@ -25,6 +25,7 @@ from tests.browser.conftest import CHEAP, CHEAP_VOICE, Stack, running_demo, stop
 from tests.browser.test_browser_page import LIVE, LOUD, OVERFLOW, PROBE, TARGETS, clean, session_id, stopped, watch
 from tests.fakes.openai_models import KEY, FakeModels
 from tests.fakes.serving import plain_config, serving
+from tests.integrations.conversation import warm_python
 from tests.waiting import NEVER_S, until
 
 pytestmark = [
@@ -124,6 +125,7 @@ def talking(models: tuple[FakeModels, str], tmp_path_factory: pytest.TempPathFac
     """A demo whose conversations use those models."""
     url = models[1]
     providers = {"LLM_BASE_URL": url, "LLM_API_KEY": KEY, "STT_BASE_URL": url, **CHEAP_VOICE}
+    providers["CONVERSATION_PYTHON"] = warm_python.path()
     with running_demo(tmp_path_factory.mktemp("talking") / "log", **providers) as stack:
         yield stack
 
