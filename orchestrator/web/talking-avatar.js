@@ -40,6 +40,7 @@ export { ApiError };
 
 const OVER = new Set(["stopped", "failed"]);
 const RESTARTS = new Set(["src", "avatar"]);
+const noToken = () => new ApiError("Give the element a public token: token, token-url or getToken.", { code: "no_token" });
 /** The element. A removed one ends its session and gives everything back; one that is moved within the document goes on. */
 export class TalkingAvatar extends ReflectedAttributes {
   static observedAttributes = [...ATTRIBUTES, "lang"];
@@ -213,6 +214,7 @@ export class TalkingAvatar extends ReflectedAttributes {
     this.#applyMuted();
     this.#setState("starting");
     try {
+      if (!this.token && !this.#findsTokens) throw noToken(); // the call would ask for one again and again
       await avatar.startPublic(this.avatar ? { avatar_id: this.avatar } : {});
     } catch (error) {
       if (avatar === this.#avatar) this.#fail(avatar, error);
@@ -239,7 +241,7 @@ export class TalkingAvatar extends ReflectedAttributes {
   /** @returns {Promise<string>} */
   async #findToken() {
     const token = this.getToken ? await this.getToken() : this.token || (await this.#askForToken());
-    if (!token) throw new ApiError("Give the element a public token: token, token-url or getToken.", { code: "no_token" });
+    if (!token) throw noToken();
     return token;
   }
 

@@ -25,6 +25,7 @@ OPTIONS = {
     "moduleResolution": "bundler",
     "lib": ["ES2022", "DOM", "DOM.Iterable"],
     "types": [],
+    "skipDefaultLibCheck": True,
 }
 CALLER = """
 import { Avatar, AvatarClient, ApiError } from "%s/avatar.js";

@@ -54,7 +54,7 @@ async def test_sessions_stay_where_they_are_and_those_of_a_dead_container_move(
         running = await stack.enter_async_context(stage(agent_pool="modal", agent_url=[]))
         lines: dict[str, Line] = {}
         for n in range(SESSIONS):
-            body: dict[str, Any] = {"connect_livekit": False, "width": 128, "height": 128, "room": f"r{n}"}
+            body: dict[str, Any] = {"connect_livekit": False, "width": 128, "height": 128, "fps": 15, "room": f"r{n}"}
             started = await running.start(**body)
             lines[started["session_id"]] = await stack.enter_async_context(running.audio(started["audio_url"]))
         homes = {session_id: _instance(running, session_id) for session_id in lines}

@@ -32,6 +32,7 @@ OPTIONS = {
     "moduleResolution": "bundler",
     "lib": ["ES2022", "DOM", "DOM.Iterable"],
     "types": [],
+    "skipDefaultLibCheck": True,
 }
 
 
