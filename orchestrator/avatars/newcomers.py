@@ -51,7 +51,7 @@ class Newcomers:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def look(self) -> None:
-        """One look at all agents. Whoever is new is warmed beside whatever else happens."""
+        """One look at all agents. A new one is warmed beside what else happens."""
         leases = {lease.name: lease for lease in self._pool.leases()}
         for agent in await self._pool.status():
             instance = agent.health.instance if agent.health is not None and agent.usable else ""
