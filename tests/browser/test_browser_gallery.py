@@ -84,6 +84,14 @@ async def frame_with(page: Page, gain: float) -> list[int]:
     return pixels
 
 
+async def saved(page: Page) -> None:
+    """Saves the settings in the dialog."""
+    await page.click("#tune-save")
+    said = "document.getElementById('tune-status').textContent.startsWith('Saved')"
+    await page.until(f"{said} || !document.getElementById('tune-problem').hidden")
+    assert await page.run(said), await text(page, "tune-problem")
+
+
 async def clips_come_and_go(page: Page) -> None:
     """In the dialog of an avatar that is ready."""
     await page.click("#clip-name")
@@ -130,16 +138,14 @@ async def test_a_picture_becomes_an_avatar_is_adjusted_and_speaks(page: Page, li
     await page.click("#tune-name")
     await page.run("document.getElementById('tune-name').select()")
     await page.type("Zoë")
-    await page.click("#tune-save")
-    await page.until("document.getElementById('tune-status').textContent.startsWith('Saved')")
+    await saved(page)
     await page.click("#tune-close")
     assert await page.run(f"{PICKED}.querySelector('.tile-name').textContent") == "Zoë"
     await page.click("#tune")
     assert await page.run("document.getElementById('background-colour').checkVisibility()")
     assert await page.run("document.getElementById('mouth-gain').value") == "2"
     await page.run(CHOOSE % ("background", "keep"))
-    await page.click("#tune-save")
-    await page.until("document.getElementById('tune-status').textContent.startsWith('Saved')")
+    await saved(page)
     await page.click("#tune-close")
     await page.until(f"{STATE} === 'ready'")
 

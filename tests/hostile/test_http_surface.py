@@ -24,10 +24,11 @@ async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     voices = Voices("tone:one", synthesizers=[TonePerWord()])
     async with stage(voices=voices, renders_dir=tmp_path / "renders") as running:
         running.agent.sessions_max = 100_000
-        await running.http.get("/openapi.json")  # made at the first request, which schemathesis gives ten seconds
+        description = tmp_path / "openapi.json"  # a file: schemathesis gives an address ten seconds
+        description.write_bytes((await running.http.get("/openapi.json")).content)
         process = await asyncio.create_subprocess_exec(
             str(Path(sys.executable).with_name("schemathesis")),
-            *("run", f"{running.url}/openapi.json", "--header", f"Authorization: Bearer {API_KEY}"),
+            *("run", str(description), "--url", running.url, "--header", f"Authorization: Bearer {API_KEY}"),
             *("--checks", CHECKS, "--max-examples", str(EXAMPLES), "--seed", "5", "--generation-database", "none"),
             *("--no-color", "--warnings", "off", "--no-shrink", "--suppress-health-check", "all"),
             cwd=tmp_path,

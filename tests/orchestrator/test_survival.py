@@ -57,11 +57,18 @@ async def answers(
 ) -> httpx.Response:
     """Asks again and again until an answer fits."""
 
+    last = ""
+
     async def asked() -> httpx.Response | None:
+        nonlocal last
         answer = await here.call(server, method, path)
+        last = f"{answer.status_code} {answer.text[:500]}"
         return answer if fits(answer) else None
 
-    return cast(httpx.Response, await until(asked))
+    try:
+        return cast(httpx.Response, await until(asked))
+    except AssertionError as error:
+        raise AssertionError(f"the last answer was {last}") from error
 
 
 def draining(answer: httpx.Response) -> bool:
