@@ -49,7 +49,10 @@ REAL_TIME = (
 
 LONG = (
     "tests/system/test_accept_gpu.py",
+    "tests/orchestrator/test_survival.py",
+    "tests/musetalk_agent/service/test_live_judge.py",
     "tests/musetalk_agent/test_card_faults.py",
+    "tests/hostile/test_http_surface.py",
     "tests/orchestrator/tts/test_voice_folder.py",
     "tests/musetalk_agent/renders/dub",
     "tests/musetalk_agent/engines/musetalk/test_network.py",
