@@ -85,6 +85,11 @@ class Fleet:
         """How many avatars have all that their sessions need in that agent's cache."""
         return len(list(self.caches[number].glob("bundles/*/engines/*/warp.npz")))
 
+    async def warmed(self, number: int) -> None:
+        """Returns when the service has had that agent prepare an avatar beside the demo's."""
+        await until(lambda: self.made(number) > 1)
+        await asyncio.sleep(SETTLED_S)
+
     async def stop(self, number: int) -> None:
         """Ends the agent at that address."""
         await self.running.pop(number).stop()
@@ -151,8 +156,7 @@ async def elsewhere(seconds: int) -> list[Figure]:
             async with running.stack.live(**DEMO):
                 pass  # the process is warm; the avatar is what it does not know
             if "warmed" in kind:
-                await until(lambda there=there: running.made(there) > 1)  # type: ignore[misc]  # bound to this round
-                await asyncio.sleep(SETTLED_S)
+                await running.warmed(there)
             async with running.stack.live(avatar_id=avatar_id) as live:
                 waits[kind].append(live.viewer.video[0][0] - live.asked)
             await asyncio.to_thread(shutil.rmtree, running.caches[here], ignore_errors=True)
