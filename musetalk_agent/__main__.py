@@ -71,12 +71,6 @@ def _serve(args: argparse.Namespace) -> int:
         return 2
     configure(settings.log_level)
     _limit_arenas()
-    try:
-        app = create_app(settings)
-    except AgentError as error:
-        print(f"musetalk-agent: {error.code.value}: {error.detail}", file=sys.stderr)
-        return 1
-    server = AgentServer(app, settings, host=args.host, port=args.port)
 
     def end() -> None:
         server.should_exit = True
@@ -89,8 +83,12 @@ def _serve(args: argparse.Namespace) -> int:
     def give_up() -> None:
         server.should_exit = True
 
-    app.state.engines.on_lost = end
-    app.state.warmup.on_failed = give_up
+    try:
+        app = create_app(settings, on_start_failed=give_up, on_engine_lost=end)
+    except AgentError as error:
+        print(f"musetalk-agent: {error.code.value}: {error.detail}", file=sys.stderr)
+        return 1
+    server = AgentServer(app, settings, host=args.host, port=args.port)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again once all is closed
         server.run()
     if app.state.engines.lost:

@@ -90,7 +90,7 @@ class EnginePool:
         on_lost: OnLost = lambda: None,
     ) -> None:
         self._settings, self._models = settings, models
-        self.on_failure, self.on_lost = on_failure, on_lost
+        self.on_failure, self._on_lost = on_failure, on_lost
         self.busy: Callable[[], bool] = lambda: False
         """Whether sessions run: weights that come later are loaded while none does, because the import of torch stops the event
         loop."""
@@ -347,7 +347,7 @@ class EnginePool:
             return
         self.lost = True
         log.critical("engine is lost; the process ends", extra={"engine": name})
-        self.on_lost()
+        self._on_lost()
 
     async def _made_again(self, name: str) -> bool:
         old = self._batchers.pop(name, None)

@@ -26,7 +26,7 @@ from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.face_warp import warp_of
 from musetalk_agent.compose.head_motion import seed_of
 from musetalk_agent.compose.idle_frames import load_first
-from musetalk_agent.engine_pool import EnginePool
+from musetalk_agent.engine_pool import EnginePool, OnLost
 from musetalk_agent.engines.batcher import Batcher
 from musetalk_agent.engines.interface import Engine, EngineSession
 from musetalk_agent.engines.pattern import pattern_bundle
@@ -82,10 +82,15 @@ class Factory:
         clock: None for the monotonic one.
         publisher: makes the publisher of a session, given its request and its frames per second; None for one that goes to the
             room and to the other destinations of the request.
+        on_engine_lost: `on_lost` of the `EnginePool`.
     """
 
     def __init__(
-        self, settings: AgentSettings, clock: Clock | None = None, publisher: MakePublisher | None = None
+        self,
+        settings: AgentSettings,
+        clock: Clock | None = None,
+        publisher: MakePublisher | None = None,
+        on_engine_lost: OnLost = lambda: None,
     ) -> None:
         self.settings = settings
         self.clock: Clock = clock or MonotonicClock()
@@ -99,7 +104,7 @@ class Factory:
         )
         cv2.setNumThreads(1)  # its pool gains nothing on small remaps and takes the cores from other sessions
         self._executor = ThreadPoolExecutor(min(_MEDIA_THREADS, (os.cpu_count() or 1) + 1), "media")
-        self.engines = EnginePool(settings, self.models)
+        self.engines = EnginePool(settings, self.models, on_lost=on_engine_lost)
 
     async def start(self) -> None:
         """Makes and warms every engine that can run here. Raises `EngineUnavailable` when the one asked for cannot."""

@@ -7,7 +7,7 @@ import logging
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from types import FrameType
@@ -23,6 +23,7 @@ from musetalk_agent.admission.admission import Admission
 from musetalk_agent.admission.machine import Host
 from musetalk_agent.agent_metrics import REGISTRY
 from musetalk_agent.agent_settings import AgentSettings
+from musetalk_agent.engine_pool import OnLost
 from musetalk_agent.factory import Factory
 from musetalk_agent.protocol import traces
 from musetalk_agent.protocol.http import VERSION, WARMING, AgentHealth
@@ -49,21 +50,27 @@ _TRACES_END_S = 5.0
 _BACKGROUND_END_S = 6.0  # workers of renders, and the judge
 
 
-def create_app(settings: AgentSettings) -> FastAPI:
+def create_app(
+    settings: AgentSettings, on_start_failed: Callable[[], None] = lambda: None, on_engine_lost: OnLost = lambda: None
+) -> FastAPI:
     """Builds the application. Engines warm up while the port is open: `/health` says `warming`, and no session starts.
 
-    An engine that the settings name and that does not start is `app.state.warmup.error`.
+    Args:
+        settings: of the agent.
+        on_start_failed: called on the event loop when an engine that the settings name does not start; `app.state.warmup.error`
+            says why.
+        on_engine_lost: see `EnginePool`.
 
     Raises `EngineUnknown`, `EngineUnavailable` or `WeightsMissing` when the engine that the settings name cannot run here.
     """
-    factory = Factory(settings)
+    factory = Factory(settings, on_engine_lost=on_engine_lost)
     admission = Admission(settings.max_sessions, Host(), factory.clock)
 
     async def start() -> None:
         await factory.start()
         await admission.measure()
 
-    warmup = WarmUp(start)
+    warmup = WarmUp(start, on_start_failed)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -97,6 +104,11 @@ def create_app(settings: AgentSettings) -> FastAPI:
     app.state.door = KeyChecker(settings.agent_api_key)
     app.add_middleware(AgentAuthMiddleware, door=app.state.door, open_metrics=settings.open_metrics)
     app.add_middleware(traces.TracedPosts)
+    _add_routes(app)
+    return app
+
+
+def _add_routes(app: FastAPI) -> None:
     app.include_router(router)
     app.include_router(film_router)
     app.include_router(avatar_router)
@@ -106,7 +118,6 @@ def create_app(settings: AgentSettings) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(StarletteHTTPException, _on_http)
     app.add_exception_handler(Exception, _on_crash)
-    return app
 
 
 def _render_workers(settings: AgentSettings, sessions: LiveSessions, factory: Factory) -> list[asyncio.Task[None]]:

@@ -15,19 +15,18 @@ class WarmUp:
 
     Args:
         start: makes and warms them.
+        on_failed: called on the event loop when there is an error.
 
     Attributes:
         over: whether they are ready.
         error: what `start` raised; the process is to end then.
-        on_failed: called on the event loop when there is an error.
     """
 
-    def __init__(self, start: Callable[[], Awaitable[None]]) -> None:
-        self._start = start
+    def __init__(self, start: Callable[[], Awaitable[None]], on_failed: Callable[[], None]) -> None:
+        self._start, self._on_failed = start, on_failed
         self._begun = time.monotonic()
         self.over = False
         self.error: Exception | None = None
-        self.on_failed: Callable[[], None] = lambda: None
 
     async def run(self) -> None:
         """Never raises. Cancelling leaves the engines to the caller, who closes them."""
@@ -37,7 +36,7 @@ class WarmUp:
         except Exception as error:  # the task's boundary: drivers raise anything, and the port would stay open
             log.exception("the agent cannot start")
             self.error = error
-            self.on_failed()
+            self._on_failed()
             return
         gc.collect()
         gc.freeze()  # what is there now stays, and no collection need look at it again

@@ -61,8 +61,7 @@ class LocalSynthesizer:
             command = (*command, "--kokoro-dir", str(kokoro.absolute()))
         if languages:
             command = (*command, "--languages")
-        self._worker = SpeechWorker(command)
-        self._worker.on_broken = self._on_broken
+        self._worker = SpeechWorker(command, on_broken=self._on_broken)
         if metrics is not None:
             metrics.voices_loaded.set_function(lambda: self._worker.statistics.loaded)
             metrics.voice_loads.set_function(lambda: self._worker.statistics.loads)

@@ -81,12 +81,12 @@ class SpeechWorker:
 
     command: tuple[str, ...]
     part_timeout_s: float = PART_TIMEOUT_S
+    on_broken: Callable[[str], None] = lambda voice: None
+    """Called with a voice whose files cannot be loaded."""
     statistics: WorkerStatistics = field(default_factory=WorkerStatistics)
     voices: tuple[VoiceInfo, ...] = ()
     providers: frozenset[str] = frozenset()
     """Of which the worker can load voices."""
-    on_broken: Callable[[str], None] = lambda voice: None
-    """Called with a voice whose files cannot be loaded."""
     _queue: list[tuple[float, int, _SpeechJob]] = field(default_factory=list)
     _order: itertools.count[int] = field(default_factory=itertools.count)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)

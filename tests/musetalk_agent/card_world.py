@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +107,7 @@ class CardWorld:
     cuda: FakeCuda
     factory: Factory
     sessions: LiveSessions
-    lost: asyncio.Event = field(default_factory=asyncio.Event)
+    lost: asyncio.Event
 
     async def start(self, session_id: str, engine: str = "musetalk") -> Session:
         request = AgentStartRequest(
@@ -152,9 +152,9 @@ async def card_world(
         "models_dir": models,
         **settings,
     }
-    shop = Factory(AgentSettings.model_validate(values), publisher=lambda *_: GatedPublisher())
-    made = CardWorld(cuda, shop, LiveSessions(shop))
-    shop.engines.on_lost = made.lost.set
+    lost = asyncio.Event()
+    shop = Factory(AgentSettings.model_validate(values), publisher=lambda *_: GatedPublisher(), on_engine_lost=lost.set)
+    made = CardWorld(cuda, shop, LiveSessions(shop), lost)
     try:
         yield made
     finally:

@@ -130,7 +130,12 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     made.warmup = SimpleNamespace(error=None, on_failed=None)
     state = SimpleNamespace(engines=made, warmup=made.warmup)
     monkeypatch.setenv("AGENT_API_KEY", "k")
-    monkeypatch.setattr(agent_app, "create_app", lambda _: SimpleNamespace(state=state))
+
+    def make(_: object, *, on_start_failed: object, on_engine_lost: object) -> SimpleNamespace:
+        made.warmup.on_failed, made.on_lost = on_start_failed, on_engine_lost
+        return SimpleNamespace(state=state)
+
+    monkeypatch.setattr(agent_app, "create_app", make)
     monkeypatch.setattr(agent_app, "AgentServer", Server)
     monkeypatch.setattr("musetalk_agent.protocol.logs.configure", lambda _: None)
     monkeypatch.setattr(command_line, "_limit_arenas", lambda: None)
@@ -143,7 +148,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_an_engine_that_cannot_run_here_ends_the_start_with_its_code_and_sentence(
     engines: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(_: object) -> None:
+    def refuse(_: object, **__: object) -> None:
         raise EngineUnavailable("torch is not installed: install the extra [musetalk].")
 
     monkeypatch.setattr(agent_app, "create_app", refuse)

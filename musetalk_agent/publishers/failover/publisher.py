@@ -77,11 +77,14 @@ class FailoverPublisher:
         self._playout.held = True
         self._rewind_media: Callable[[int], object] = self.playout.rewind
         self._changed: Callable[[PublisherChanged], None] = lambda _: None
+        self._joined: Callable[[rtc.Room], None] = lambda _: None
         ways = AvailableTransports(
             rtmp=options.address is not None, ingress=options.ingress, beside=options.beside, whip=options.joins
         )
         self._policy = FailoverPolicy(ways, mode, clock.now())
-        self._transports = TransportManager(options, clock, self.playout, self._step, self._tick)
+        self._transports = TransportManager(
+            options, clock, self.playout, self._step, self._tick, lambda room: self._joined(room)
+        )
         self._heard = PlayoutHistory()
         self._rung = TransportKind.NONE
         self._flow = asyncio.Event()
@@ -107,7 +110,7 @@ class FailoverPublisher:
         """Takes the first transport that works: the room, else RTMP after 6 s at the latest. See `MovingPublisher.open`."""
         self._rewind_media = rewind or self._rewind_media
         self._changed = changed or self._changed
-        self._transports.on_joined = joined
+        self._joined = joined or self._joined
         self._transports.show(first)
         self._quality = QualityController(video_bitrate(first), self._options.room.fps, self._clock.now())
         if self._options.beside:

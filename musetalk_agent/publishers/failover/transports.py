@@ -154,8 +154,6 @@ class TransportManager:
     Args:
         report: takes what happens.
         on_reading: called when the room's statistics were read.
-
-    Attributes:
         on_joined: called with each room that is joined, before anything is published in it.
     """
 
@@ -166,11 +164,11 @@ class TransportManager:
         playout: PlayoutClock,
         report: Report,
         on_reading: Callable[[], None],
+        on_joined: Callable[[rtc.Room], None],
     ) -> None:
         self._options, self._clock, self._playout = options, clock, playout
-        self._report, self._on_reading = report, on_reading
+        self._report, self._on_reading, self._on_joined = report, on_reading, on_joined
         self.room: LiveKitPublisher | None = None
-        self.on_joined: Callable[[rtc.Room], None] | None = None
         self.stream: StreamSink | None = None
         self.whip: StreamSink | None = None
         self.error: PublishFailed | None = None
@@ -240,7 +238,7 @@ class TransportManager:
     def join(self) -> None:
         """Joins under the session's identity, once the streams of that identity have ended."""
         options = replace(self._options.room, token=self._token)
-        room = LiveKitPublisher(options, self._clock, self._playout, self._on_reading, self.on_joined)
+        room = LiveKitPublisher(options, self._clock, self._playout, self._on_reading, self._on_joined)
         self._pending = room
         self._joining = self._spawn(self._join(room), "failover-join")
 
