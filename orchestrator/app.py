@@ -58,8 +58,7 @@ from orchestrator.routes.auth import Access, AuthMiddleware, takes_public_tokens
 from orchestrator.routes.context import Context, OwnAddress, RouteOptions
 from orchestrator.routes.idempotency import Idempotency
 from orchestrator.routes.public_access import PublicPreflights
-from orchestrator.session.clip_player import ClipPlayer
-from orchestrator.session.conversation_clips import ConversationClips
+from orchestrator.session.clip_player import ClipPlayer, ConversationClips
 from orchestrator.session.deps import SessionDeps
 from orchestrator.session.journal import SessionJournal
 from orchestrator.session.manager import SessionManager

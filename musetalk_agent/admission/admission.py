@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from musetalk_agent.admission.costs import Demand
-from musetalk_agent.admission.machine import Host
-from musetalk_agent.admission.speed import slowness
+from musetalk_agent.admission.machine import Host, slowness
 from musetalk_agent.admission.terms import MemoryTerm, Pacing, Processor, SessionLoad
 from musetalk_agent.clock import Clock
 from musetalk_agent.protocol.http import CapacityLimit

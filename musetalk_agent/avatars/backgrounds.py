@@ -21,7 +21,7 @@ from musetalk_agent.avatars.media_probe import PICTURES
 from musetalk_agent.avatars.person_net import SEGMENTER
 from musetalk_agent.avatars.sources import Fetcher, SourceWriter
 from musetalk_agent.errors import AvatarError
-from musetalk_agent.protocol.background import background_choice
+from musetalk_agent.protocol.avatar_settings import background_choice
 from musetalk_agent.tasks import in_thread
 from musetalk_agent.weights import ModelStore
 

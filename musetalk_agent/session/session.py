@@ -33,10 +33,16 @@ from musetalk_agent.protocol.http import (
 )
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.sdk_errors import SdkError, sdk_errors
-from musetalk_agent.publishers.base import CaptionPublisher, MediaTap, MovingPublisher, Publisher, TappedPublisher
+from musetalk_agent.publishers.base import (
+    CaptionPublisher,
+    MediaTap,
+    MediaTaps,
+    MovingPublisher,
+    Publisher,
+    TappedPublisher,
+)
 from musetalk_agent.publishers.film.film import SessionFilm
 from musetalk_agent.publishers.film.recorder import PartOptions
-from musetalk_agent.publishers.film.taps import MediaTaps
 from musetalk_agent.session.diagnosis import HEARD, DiagnosisInput
 from musetalk_agent.session.link import EventLog, LinkReceiver
 from musetalk_agent.tasks import Step, in_thread, supervise, tear_down

@@ -26,8 +26,7 @@ from orchestrator.avatars.avatar_record import (
 )
 from orchestrator.keys import Caller
 from orchestrator.routes.auth import current, sees_of
-from orchestrator.routes.context import Context, Ctx
-from orchestrator.routes.paging import USUAL, After, Limit, page_of
+from orchestrator.routes.context import USUAL, After, Context, Ctx, Limit, page_of
 from orchestrator.session.model import SessionRequest
 
 router = APIRouter(tags=["avatars"])

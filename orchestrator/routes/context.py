@@ -1,4 +1,4 @@
-"""What the routes share: the orchestrator's parts, and how the session of a request is found.
+"""What the routes share: the orchestrator's parts, how the session of a request is found, and the pages of lists.
 
 Sessions owned by another orchestrator are read from the store; everything else is refused with 421.
 """
@@ -6,12 +6,12 @@ Sessions owned by another orchestrator are read from the store; everything else 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
-from fastapi import Depends, Request, WebSocket
+from fastapi import Depends, Query, Request, WebSocket
 from starlette.requests import HTTPConnection
 
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
@@ -251,3 +251,26 @@ def _check_origin(options: RouteOptions, socket: WebSocket) -> None:
         f"Pages of {origin[:100]!r} may not open {socket.url.path[:100]}: name the origin in ALLOWED_ORIGINS.",
         value=origin[:100],
     )
+
+
+Limit = Annotated[int, Query(ge=1, le=200)]
+After = Annotated[str | None, Query(max_length=64)]
+USUAL = 50
+_Entry = TypeVar("_Entry")
+
+
+def page_of(
+    entries: Sequence[_Entry], id_of: Callable[[_Entry], str], what: str, limit: int, after: str | None
+) -> tuple[Sequence[_Entry], str | None]:
+    """The page, and the `after` of the next one; None on the last page. `what` names an entry in an error.
+
+    Raises ProblemError `invalid_request` for an `after` that is no entry's id.
+    """
+    if after is not None:
+        ids = [id_of(entry) for entry in entries]
+        if after not in ids:
+            text = f"after: there is no such {what}."
+            raise ProblemError(ErrorCode.INVALID_REQUEST, text, field="after", value=after)
+        entries = entries[ids.index(after) + 1 :]
+    page = entries[:limit]
+    return page, id_of(page[-1]) if len(entries) > limit else None

@@ -22,7 +22,7 @@ from orchestrator.keys import Caller, Scope
 from orchestrator.public_tokens import HOLD_S, TOKEN_ID, PublicGrant, new_id, refused
 from orchestrator.routes.auth import current
 from orchestrator.routes.context import Context, Ctx, run_once
-from orchestrator.routes.public_views import shown_start
+from orchestrator.routes.public_access import shown_start
 from orchestrator.routes.session_routes import StartRequest, admitted, started
 from orchestrator.session.metering import REVOKED
 from orchestrator.session.model import SessionRequest, iso

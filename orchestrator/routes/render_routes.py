@@ -23,8 +23,7 @@ from orchestrator.avatars.avatar_record import ShownSettings
 from orchestrator.keys import Caller
 from orchestrator.routes.auth import current, sees_of
 from orchestrator.routes.avatar_routes import clip_of, in_library, own
-from orchestrator.routes.context import Context, Ctx
-from orchestrator.routes.paging import USUAL, After, Limit, page_of
+from orchestrator.routes.context import USUAL, After, Context, Ctx, Limit, page_of
 
 router = APIRouter(tags=["renders"])
 _CAPTIONS = {"srt": "application/x-subrip", "vtt": "text/vtt"}

@@ -16,7 +16,7 @@ from orchestrator.events import EventStream, SessionEvent
 from orchestrator.keys import Caller
 from orchestrator.routes.auth import current
 from orchestrator.routes.context import Ctx, here
-from orchestrator.routes.public_views import shown_event
+from orchestrator.routes.public_access import shown_event
 
 router = APIRouter(tags=["sessions"])
 HEARTBEAT_S = 15.0

@@ -32,7 +32,7 @@ from orchestrator.routes.auth import Rule, current, require, visible
 from orchestrator.routes.avatar_routes import resolved
 from orchestrator.routes.context import Context, Ctx, here, host_url, run_once, stored, views
 from orchestrator.routes.participant_source import NEEDS_WEBRTC, NamedSource, ParticipantSource
-from orchestrator.routes.public_views import shown
+from orchestrator.routes.public_access import shown
 from orchestrator.session.model import ManagedSession, SessionRequest, iso
 from orchestrator.tts.speech_settings import SpeechSettings
 from orchestrator.webhooks import secret

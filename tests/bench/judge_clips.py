@@ -12,7 +12,7 @@ import numpy as np
 from av.audio.frame import AudioFrame
 
 from musetalk_agent.avatars.face import LEFT_EYE, RIGHT_EYE, Points
-from musetalk_agent.judge.face_regions import OVAL
+from musetalk_agent.judge.picture_measures import OVAL
 from musetalk_agent.measure.lip_measures import aperture_of
 from musetalk_agent.media_types import Pcm, Pixels
 

@@ -22,8 +22,7 @@ from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.compose.compositor import paste
 from musetalk_agent.compose.idle import PingPongLoop
 from musetalk_agent.engines.musetalk.artefacts import MuseTalkArtefacts
-from musetalk_agent.engines.musetalk.picture.mouth_picture import MouthPicture
-from musetalk_agent.engines.musetalk.picture.mouth_places import mouth_places
+from musetalk_agent.engines.musetalk.picture.mouth_picture import MouthPicture, mouth_places
 from musetalk_agent.media_types import Box, Patch, Pixels
 from musetalk_agent.protocol.avatar_settings import AvatarSettings
 from musetalk_agent.protocol.http import AvatarSource, Picture

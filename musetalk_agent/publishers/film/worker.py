@@ -10,16 +10,44 @@ import json
 import os
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 import av
 
 from musetalk_agent.media.segment import ROOM_RATE
 from musetalk_agent.protocol.http import FILM_CLOCK, FilmEntry
-from musetalk_agent.publishers.film.pieces import PieceSplitter
 from musetalk_agent.publishers.stream.encoder import Codecs, QueuedAudio, QueuedFrame, StreamEncoder, StreamShape
 from musetalk_agent.publishers.stream.records import read_records
+
+_LAST = {b"moov": FilmEntry.HEADER, b"mdat": FilmEntry.FRAGMENT}
+_HEAD = 8
+
+
+class PieceSplitter:
+    """Takes bytes in any portions, gives whole pieces. What an MP4 has beside those boxes belongs to the piece that follows."""
+
+    def __init__(self) -> None:
+        self._waiting = bytearray()
+        self._at = 0
+
+    def push(self, data: bytes) -> Iterator[tuple[FilmEntry, bytes]]:
+        """The kinds and bytes of the pieces that are whole now."""
+        self._waiting += data
+        while len(self._waiting) - self._at >= _HEAD:
+            size = int.from_bytes(self._waiting[self._at : self._at + 4], "big")
+            kind = bytes(self._waiting[self._at + 4 : self._at + _HEAD])
+            if size < _HEAD:
+                raise ValueError(f"a box {kind!r} of {size} bytes")
+            if len(self._waiting) < self._at + size:
+                return
+            self._at += size
+            if kind in _LAST:
+                piece = bytes(self._waiting[: self._at])
+                del self._waiting[: self._at]
+                self._at = 0
+                yield _LAST[kind], piece
+
 
 PIECE = struct.Struct("<BI")
 """Kind (`FilmEntry`), bytes that follow. `END` has none: all is written."""

@@ -26,8 +26,7 @@ from musetalk_agent.protocol.sdk_errors import SdkError, clean_up, sdk_errors, w
 from musetalk_agent.publishers.base import Lost, PublisherState
 from musetalk_agent.publishers.livekit.detached_connect import abandon, leave
 from musetalk_agent.publishers.livekit.event_filter import own_events_only
-from musetalk_agent.publishers.livekit.heartbeat import keep_answers_coming
-from musetalk_agent.publishers.livekit.stats import Liveness, TransportStats, read
+from musetalk_agent.publishers.livekit.stats import Liveness, TransportStats, keep_answers_coming, read
 from musetalk_agent.publishers.livekit.transcription import CaptionWriter
 from musetalk_agent.publishers.livekit.video_track import LiveKitVideoSource, VideoEncoding
 from musetalk_agent.tasks import supervise

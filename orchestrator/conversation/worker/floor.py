@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from livekit.agents import AgentSession
 from livekit.plugins.musetalk.output import AvatarOutput
 
-from orchestrator.conversation.worker.backchannels import is_backchannel, spoken
+from orchestrator.conversation.worker.interruption import is_backchannel, spoken
 
 log = logging.getLogger(__name__)
 

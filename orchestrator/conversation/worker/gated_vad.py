@@ -13,9 +13,8 @@ from livekit import rtc
 from livekit.agents import vad
 from livekit.agents.vad import VADEvent, VADEventType
 
-from orchestrator.conversation.worker.echo import KEPT_S, RATE, Echo, EchoPath
+from orchestrator.conversation.worker.echo import KEPT_S, RATE, Echo, EchoPath, PlayedSound
 from orchestrator.conversation.worker.interruption import ECHO_S, LIKELY, SPEECH_S, WINDOW, SpeechEvidence
-from orchestrator.conversation.worker.played_sound import PlayedSound
 
 PADDING_S = 0.5
 """Recordings begin so long before the speech, as the detector's own do."""

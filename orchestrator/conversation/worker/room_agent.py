@@ -14,11 +14,11 @@ from livekit.agents.types import USERDATA_TIMED_TRANSCRIPT, TimedString
 from livekit.agents.vad import VADEvent, VADEventType, VADStream
 
 from musetalk_agent.protocol.action_marks import ActionMarks, MarkTimes
-from orchestrator.conversation.worker.backchannels import spoken
 from orchestrator.conversation.worker.early_recognition import EarlyRecognition
 from orchestrator.conversation.worker.early_sentences import EarlySentences
 from orchestrator.conversation.worker.floor import Floor
 from orchestrator.conversation.worker.heard_output import USERDATA_ACTIONS
+from orchestrator.conversation.worker.interruption import spoken
 from orchestrator.conversation.worker.timed_voice import SAMPLE_RATE, TimedVoice
 
 _LETTERS_PER_S = 14.0

@@ -33,18 +33,15 @@ from orchestrator.conversation.conversation_messages import (
     WordsSpoken,
 )
 from orchestrator.conversation.worker import awaited_events, models, room_microphones
-from orchestrator.conversation.worker.echo import RATE
+from orchestrator.conversation.worker.echo import RATE, PlayedSound
 from orchestrator.conversation.worker.floor import Floor
 from orchestrator.conversation.worker.gated_vad import GatedVAD, VadGate
 from orchestrator.conversation.worker.heard_output import HeardOutput
 from orchestrator.conversation.worker.inline_executor import InlineExecutor
 from orchestrator.conversation.worker.interruption import WINDOW_S
-from orchestrator.conversation.worker.louder_microphone import LouderMicrophone
-from orchestrator.conversation.worker.microphone_watch import MicrophoneWatch, State
-from orchestrator.conversation.worker.open_microphones import OpenMicrophones
-from orchestrator.conversation.worker.played_sound import PlayedSound
 from orchestrator.conversation.worker.room_agent import RoomAgent
 from orchestrator.conversation.worker.room_captions import RoomCaptions
+from orchestrator.conversation.worker.room_microphones import LouderMicrophone, MicrophoneWatch, OpenMicrophones, State
 from orchestrator.conversation.worker.room_texts import RoomTexts
 from orchestrator.conversation.worker.timed_voice import SAMPLE_RATE, TimedVoice
 from orchestrator.conversation.worker.turn_ends import TurnEnds

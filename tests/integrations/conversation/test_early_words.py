@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 PROGRAM = """
 import asyncio, json, sys
 from orchestrator.conversation.worker.early_sentences import EarlySentences
-from orchestrator.conversation.worker.short_memory import oldest_kept
+from orchestrator.conversation.worker.models import oldest_kept
 async def pieces(text):
     stream, found, words = EarlySentences().stream(), [], 0
     async def read():

@@ -13,9 +13,9 @@ import pytest
 
 from musetalk_agent.avatars import identity
 from musetalk_agent.avatars.face_picture import EYES, cut_face
-from musetalk_agent.judge.face_regions import regions
 from musetalk_agent.judge.film_judge import Judge
 from musetalk_agent.judge.following import FaceFollower
+from musetalk_agent.judge.picture_measures import regions
 from musetalk_agent.media_types import Pixels
 from musetalk_agent.weights import Manifest, ModelStore
 from tests.bench import judge_clips

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from musetalk_agent.protocol.avatar_settings import AvatarSettings
-from musetalk_agent.protocol.background import BackgroundChoice, background_choice
+from musetalk_agent.protocol.avatar_settings import AvatarSettings, BackgroundChoice, background_choice
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,8 @@ from musetalk_agent.publishers.film import film as film_module
 from musetalk_agent.publishers.film import recorder
 from musetalk_agent.publishers.film.film import SessionFilm
 from musetalk_agent.publishers.film.fragment_log import FragmentLog
-from musetalk_agent.publishers.film.pieces import PieceSplitter
 from musetalk_agent.publishers.film.recorder import PartOptions, part_bitrate
-from musetalk_agent.publishers.film.worker import IdleCut, encode
+from musetalk_agent.publishers.film.worker import IdleCut, PieceSplitter, encode
 from musetalk_agent.publishers.stream.encoder import QueuedAudio, QueuedFrame
 from musetalk_agent.publishers.stream.records import audio_record, bitrate_record, end_record, frame_head, read_records
 from tests.fakes.film_parts import FPS, HEIGHT, RATE, WIDTH, part, picture, pieces, sound, watch

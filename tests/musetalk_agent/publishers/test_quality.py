@@ -8,8 +8,8 @@ import pytest
 
 from musetalk_agent.agent_metrics import ADAPTATION_STEP
 from musetalk_agent.protocol.http import Transport
+from musetalk_agent.publishers.base import MediaTaps
 from musetalk_agent.publishers.failover.quality import STEPS, QualityController
-from musetalk_agent.publishers.film.taps import MediaTaps
 from musetalk_agent.publishers.livekit.stats import TransportStats
 from musetalk_agent.publishers.stream.sink import StreamOptions
 from tests.musetalk_agent.publishers.fake_ways import ADDRESS, FIRST, FakeRoom, FakeStream, World, world

@@ -178,7 +178,7 @@ def test_a_folder_that_cannot_be_written_and_an_interruption_are_told_and_leave_
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("musetalk_agent.renders.restored_film.FrameRestorer.frame", interrupted)
+    monkeypatch.setattr("musetalk_agent.renders.restore_command.FrameRestorer.frame", interrupted)
     assert restore(given, "-o", tmp_path / "made.mp4") == 130
     assert "nothing was written" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["given.mp4", "models"]

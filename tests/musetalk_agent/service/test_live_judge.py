@@ -19,8 +19,8 @@ from musetalk_agent.agent_metrics import JUDGE_FAULTS, JUDGED
 from musetalk_agent.clock import MonotonicClock
 from musetalk_agent.media_types import FEATURE_RATE
 from musetalk_agent.protocol.http import DEMO_AVATAR_ID, SessionState
+from musetalk_agent.publishers.base import MediaTaps
 from musetalk_agent.publishers.film import recorder
-from musetalk_agent.publishers.film.taps import MediaTaps
 from musetalk_agent.service import live_judge
 from musetalk_agent.service.live_judge import LiveJudge
 from tests.musetalk_agent.measure.test_measure_sync import speech

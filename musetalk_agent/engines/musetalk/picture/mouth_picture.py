@@ -1,4 +1,9 @@
-"""From the network's face to the patch of one session: smoothed, fitted in colour, given its detail back, joined to the frame."""
+"""From the network's face to the patch of one session: smoothed, fitted in colour, given its detail back, joined to the frame.
+
+The network loses pores, stubble and edges finer than its 256 pixels. On skin the detail comes from a frame of the clip itself whose
+mouth is closed, laid where the face is; lips and teeth, which move on their own, are sharpened by themselves. As much is added as
+is missing, measured on the skin.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +18,75 @@ from musetalk_agent.avatars.quality_report import closed_mouth
 from musetalk_agent.engines.musetalk.artefacts import SIDE, MuseTalkArtefacts
 from musetalk_agent.engines.musetalk.picture.blending import multiband, poisson
 from musetalk_agent.engines.musetalk.picture.colour import ColourFit
-from musetalk_agent.engines.musetalk.picture.detail import FINEST, detail, sharpened
 from musetalk_agent.engines.musetalk.picture.live_restoration import LiveRestoration
-from musetalk_agent.engines.musetalk.picture.mouth_places import STEADY, mouth_places
 from musetalk_agent.engines.musetalk.picture.smoothing import STRENGTHS, FaceSmoother
 from musetalk_agent.engines.warp.mouth_space import OUTER_LOWER, OUTER_UPPER
 from musetalk_agent.media_types import Box, Patch, Pixels
 from musetalk_agent.protocol.avatar_settings import AvatarSettings
+
+STEADY = (33, 133, 362, 263, 168, 6, 195, 5, 4, 1, 2, 98, 327, 93, 323, 50, 280)
+"""Mesh points that no mouth moves: corners of the eyes, bridge and wings of the nose, cheekbones, ears."""
+
+
+def mouth_places(landmarks: NDArray[np.float32], artefacts: MuseTalkArtefacts) -> NDArray[np.float64]:
+    """The first frame's mouth, carried to each frame by the similarity that fits the steady points best (least squares).
+
+    Args:
+        landmarks: float32 `[n, points, 2]`, of the bundle, pixels of the image.
+
+    Returns:
+        `[n, 2]`, x and y in pixels of the network's `[SIDE, SIDE]` picture.
+    """
+    points = np.asarray(landmarks[:, list(STEADY)], np.float64) @ (1, 1j)
+    middles = points.mean(1, keepdims=True)
+    first = points[0] - middles[0]
+    turns = (points - middles) @ first.conj() / np.vdot(first, first)
+    lips = np.asarray(landmarks[0, [*OUTER_UPPER, *OUTER_LOWER]], np.float64) @ (1, 1j)
+    mouths = middles[:, 0] + turns * (lips.mean() - middles[0])
+    places = np.stack([mouths.real, mouths.imag], 1)
+    if artefacts.placements is None:
+        boxes = artefacts.boxes.astype(np.float64)
+        return np.asarray((places - boxes[:, :2]) * (SIDE / (boxes[:, 2:] - boxes[:, :2])))
+    back = np.stack([cv2.invertAffineTransform(placement.astype(np.float64)) for placement in artefacts.placements])
+    return np.asarray(np.einsum("nij,nj->ni", back[:, :, :2], places) + back[:, :, 2])
+
+
+Floats = NDArray[np.float32]
+
+FINEST = 1.0
+"""Detail is what is finer than a Gaussian of so many of the network's pixels (sigma)."""
+OWN = 0.6
+"""How far lips and teeth are sharpened by themselves at `sharpen` 1, as a share of their own detail."""
+MOST = 24
+"""Levels that detail may add or take: more is an edge that lies elsewhere in the closed-mouth frame."""
+MOST_OWN = 1.5
+"""Skin of which the network has lost everything gets at most so much of the clip's detail."""
+
+
+def detail(picture: Pixels, sigma: float) -> NDArray[np.int16]:
+    """What is finer than a Gaussian of `sigma` pixels, int16 `[h, w, 3]`, at most `MOST` levels."""
+    fine = cv2.subtract(picture, cv2.GaussianBlur(picture, (0, 0), sigma), dtype=cv2.CV_16S)
+    return cast("NDArray[np.int16]", np.clip(fine, -MOST, MOST, out=fine))
+
+
+def sharpened(patch: Pixels, clips: NDArray[np.int16], lips: Floats, sigma: float, amount: float) -> Pixels:
+    """`patch`, uint8 BGR `[h, w, 3]`, with detail added.
+
+    Args:
+        clips: the clip's own `detail` at the same place, `[h, w, 3]`.
+        lips: float32 `[h, w]`, 1 on lips and mouth, 0 on skin.
+        sigma: of `detail`.
+        amount: 0 … 1.
+    """
+    own = detail(patch, sigma)
+    skin = lips < 0.05
+    has, should = (float(np.abs(part[skin]).mean()) if skin.any() else 0.0 for part in (own, clips))
+    missing = min(max(0.0, 1 - has / should), 1.0) * MOST_OWN if should > 0 else 0.0
+    on_skin = cv2.cvtColor((1 - lips) * np.float32(amount * min(1.0, missing)), cv2.COLOR_GRAY2BGR)
+    on_lips = cv2.cvtColor(lips * np.float32(amount * OWN), cv2.COLOR_GRAY2BGR)
+    added = cv2.add(cv2.multiply(clips, on_skin, dtype=cv2.CV_32F), cv2.multiply(own, on_lips, dtype=cv2.CV_32F))
+    return cast("Pixels", cv2.add(patch, added, dtype=cv2.CV_8U))
+
 
 TOP = 112
 """First of the face's 256 rows that is smoothed: what a mask ever shows lies below."""

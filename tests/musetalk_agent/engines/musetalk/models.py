@@ -16,8 +16,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from musetalk_agent.engines.musetalk.device import CpuCard, DeviceEvent, Outputs
 from musetalk_agent.engines.musetalk.loading import load_taesd, load_unet, load_vae
-from musetalk_agent.engines.musetalk.network import AudioEncoder, FoldedUNet, Network, PatchDecoder
-from musetalk_agent.engines.musetalk.upsample import fold_upsamplers
+from musetalk_agent.engines.musetalk.network import AudioEncoder, FoldedUNet, Network, PatchDecoder, fold_upsamplers
 from tests.fakes.weights import unet_config, vae_config, whisper_config
 from tests.reference.network import PlainNetwork
 

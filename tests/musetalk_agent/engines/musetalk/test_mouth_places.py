@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from musetalk_agent.engines.musetalk.artefacts import SIDE, MuseTalkArtefacts
-from musetalk_agent.engines.musetalk.picture.mouth_places import mouth_places
+from musetalk_agent.engines.musetalk.picture.mouth_picture import mouth_places
 from musetalk_agent.engines.warp.mouth_space import OUTER_LOWER, OUTER_UPPER
 from tests.musetalk_agent.engines.musetalk.faces import bundle_of, moved
 

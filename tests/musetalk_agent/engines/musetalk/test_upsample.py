@@ -14,8 +14,7 @@ with late_imports("torch", "diffusers"):
     from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from musetalk_agent.engines.musetalk.network import PatchDecoder
-    from musetalk_agent.engines.musetalk.upsample import fold_upsamplers, upsampling_convolution
+    from musetalk_agent.engines.musetalk.network import PatchDecoder, fold_upsamplers, upsampling_convolution
     from tests.musetalk_agent.engines.musetalk.models import FoldedUNetOnMeta, plain_fields
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from orchestrator.conversation.worker.backchannels import is_backchannel, spoken
-from orchestrator.conversation.worker.interruption import RATE, WINDOW, SpeechEvidence, voiced
+from orchestrator.conversation.worker.interruption import RATE, WINDOW, SpeechEvidence, is_backchannel, spoken, voiced
 
 AT = np.arange(WINDOW) / RATE
 VOWEL = sum(2000 / n * np.sin(2 * np.pi * 130 * n * AT + n) for n in range(1, 20))

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from orchestrator.conversation.worker.echo import RATE
-from orchestrator.conversation.worker.played_sound import KEPT_S, Played, PlayedSound
+from orchestrator.conversation.worker.echo import PLAYED_S, RATE, Played, PlayedSound
 from orchestrator.conversation.worker.spoken_words import SpokenWords
 
 
@@ -44,5 +43,5 @@ def test_what_was_played_lies_where_it_was_heard() -> None:
     assert np.count_nonzero(found == 9.0) == 2400, "at 16 kHz"
     assert not np.any(played.between(100.2, RATE // 10)), "silence between"
     assert np.all(played.between(100.0, 100) == 7.0), "what was before is still there"
-    news.append((100.5 + KEPT_S, np.full(10, 3, np.int16), RATE))
+    news.append((100.5 + PLAYED_S, np.full(10, 3, np.int16), RATE))
     assert not np.any(played.between(100.0, 100)), "and is not for ever"
