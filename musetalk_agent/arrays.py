@@ -1,4 +1,4 @@
-"""numpy's arrays in files: written whole or not at all, and read whole or refused by one error, whatever the damage."""
+"""Saves and loads numpy arrays: written whole or not at all, and read whole or refused with one error, whatever the damage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions that a card should hold, from its speed on paper: what is planned with until the card was measured. No card was.
+"""Estimates how many sessions a card holds from its data sheet, for planning until it is measured. No card was.
 
 A frame takes `FLOP / (55 % of the dense half-precision peak) + bytes / (75 % of the memory's bandwidth)`: the shares at which eager
 figures of others come out within a quarter (RTX 4090: 72 … 81 frames a second, RTX 3090: 41 … 51). FLOP are counted by torch; bytes

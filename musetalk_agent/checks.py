@@ -1,4 +1,4 @@
-"""What the doctors say: one thing that was looked at each, for people and for programs."""
+"""One finding of a doctor command, readable by people and by programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Posts to addresses that strangers named: each name is resolved once, and only a checked address is connected to."""
+"""HTTP POST to addresses that strangers named, without SSRF: each name is resolved once, and only a checked IP address is
+connected to."""
 
 from __future__ import annotations
 

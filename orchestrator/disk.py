@@ -1,4 +1,4 @@
-"""Work on a folder, off the event loop."""
+"""Runs file I/O in threads, off the event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Public tokens: short-lived, for web pages, each for sessions that its maker has fixed; minutes, sessions and rate are counted.
+"""Public tokens: short-lived tokens for web pages. Each allows only the sessions that its maker has fixed, with limits on minutes,
+sessions and request rate.
 
 A token is `mtp_`, its id and a signature, so that a forged one is refused before the store is asked. What it allows and what it has
 used is one document of the store, shared by all orchestrators and changed by compare-and-swap.

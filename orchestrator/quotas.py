@@ -1,4 +1,4 @@
-"""How much a caller may do. Pure: time is passed in."""
+"""Quotas of callers: request rate, starts, running sessions, renders and connections. Pure: time is passed in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What keeps sessions beyond the life of a process.
+"""Keeps sessions beyond the life of a process: takes them over from one that ended, and removes what it left behind.
 
 `surviving` opens the store and runs its loops; `SessionTakeover` takes over sessions without an owner, of this process's
 predecessor or of an orchestrator that died; `Reaper` removes what dead processes left: avatars in rooms whose session is over, and

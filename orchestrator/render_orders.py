@@ -1,4 +1,4 @@
-"""Renders on the orchestrator's side: orders are taken, texts are spoken, and what workers make of them is reported.
+"""Render jobs in the orchestrator: accepts them, synthesizes their texts, and reports the workers' progress.
 
 The folder is the truth (`protocol.renders`), the queue says who works on what (`protocol.render_queue`). Any number of
 orchestrators may share both: what one of them did not finish, another one finds.

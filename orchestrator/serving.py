@@ -1,4 +1,4 @@
-"""How the app is served: the one place that knows uvicorn's switches, and what a signal means."""
+"""Runs the app with uvicorn: its options, and a graceful shutdown on signals."""
 
 from __future__ import annotations
 

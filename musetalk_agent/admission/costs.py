@@ -1,4 +1,4 @@
-"""What a session costs before it was seen: cores by its picture and its engine, and bytes of memory.
+"""The estimated cost of a session before it is measured: cores by frame size and engine, and bytes of memory.
 
 Cores are those of docs/reference/performance.md ("Codecs and pacing", "What a session costs"), measured with the demo's face, all
 speaking, on two cores of an AMD EPYC. A line through 512×512 and 1280×720 gives the encoder's other sizes.

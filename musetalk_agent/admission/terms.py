@@ -1,4 +1,5 @@
-"""How many sessions processor, memory and pacing hold: each begins with a figure of the start, and is corrected in service.
+"""The limits that processor, memory and pacing set: each begins with an estimate at the start and is corrected by measurements in
+service.
 
 A correction only closes or opens the door: no session ends for it. A term that wavers about a border does not open and shut at each
 look: `Steady` follows a measurement only when it has gone far enough.

@@ -1,4 +1,4 @@
-"""The worker's side of LiveKit's avatar protocol, without I/O: what is asked of it comes in, what is to be done goes out.
+"""The avatar worker's side of LiveKit's avatar protocol, without I/O: received events in, actions out.
 
 An agent sends one byte stream a segment, faster than real time, and waits for the report that the segment was heard. It must get
 it exactly once, whatever becomes of the stream, or it waits for ever. So every stream that came gets a segment of the pipeline,

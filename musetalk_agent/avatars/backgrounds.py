@@ -1,4 +1,4 @@
-"""What is behind avatars: mattes, made once for each bundle, and the pictures that stand behind them."""
+"""Backgrounds of avatars: mattes, made once for each bundle, and the images behind the person."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the source's bytes to a bundle's folder: decode → scale → follow the face → crop → windows → report.
+"""Builds a bundle's folder from the source's bytes: decode → scale → follow the face → crop → windows → report.
 
 Everything after the scaling works on pixels of the image that is shown, never on the clip's own.
 Frames go through one at a time, so that a minute of 720p needs no more memory than a second of it. Images of a zip are

@@ -1,4 +1,4 @@
-"""The alpha that a clip brings: kept beside its frames, and cut as they are."""
+"""The alpha channel of a clip: stored beside its frames, and cropped as they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read of a video's container beside FFmpeg: the size of an MP4's index, and the cropping of MP4 and Matroska.
+"""Reads from video containers what FFmpeg does not report: the size of an MP4's index, and the cropping of MP4 and Matroska.
 
 The index of an MP4 or MOV is added up before FFmpeg builds it in memory: a box of a few bytes may promise billions of samples:
 FFmpeg's mov demuxer (libavformat/mov.c) allocates some 50 bytes for each of them, for each edit again, and for each run of a

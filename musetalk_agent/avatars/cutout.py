@@ -1,4 +1,4 @@
-"""A clip's person without what was behind, and what is shown there instead."""
+"""The person of a clip cut out by a matte, and the background that is shown instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A still picture with its eyes closed by degrees.
+"""Closes the eyes of a still picture by degrees.
 
 To close an eye, the skin between brow and lid is drawn down over it. Where brow and lid are close together there is too little of
 that skin: it would be a smear of brow and shadow. There the lid has the colour of the skin right above the lashes and below the

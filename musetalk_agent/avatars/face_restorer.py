@@ -1,4 +1,4 @@
-"""Gives a small or blurred face back what a network of restoration knows of faces: GFPGAN's, or any other of its form, as ONNX.
+"""Restores small or blurred faces with a face restoration network: GFPGAN, or any other of its form, as ONNX.
 
 Such a network takes an aligned face of 512×512 and returns it as a sharp one. Here: finding the file, running it by onnxruntime,
 cutting the face out by five points, and laying it back with a soft edge. onnxruntime is the extra `[restore]`.

@@ -1,4 +1,4 @@
-"""A decoded frame as the image that a player shows: square pixels, upright, cropped, opaque, sRGB, at the size that is wanted.
+"""Converts a decoded frame to the image that a player shows: square pixels, upright, cropped, opaque, sRGB, at the wanted size.
 
 What the container and the stream say of an image is in the frame: FFmpeg puts the display matrix of MP4, Matroska and H.264's
 SEI beside it. Pixels are scaled in the step that converts their colours, before anything else looks at them. But planar YUV with

@@ -1,4 +1,4 @@
-"""From the clip's pixels to those of the published video: size, crop, I420 planes, face window."""
+"""Converts the clip's pixels to those of the published video: size, crop, I420 planes, face window."""
 
 from __future__ import annotations
 

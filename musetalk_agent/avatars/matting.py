@@ -1,4 +1,4 @@
-"""From a coarse share of the person to a matte: edges along the picture's, and colours without what was behind them."""
+"""Refines a coarse mask of the person to a matte: edges follow the image's, and colours lose what was behind them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A picture of a prepared avatar for lists."""
+"""The poster image of a prepared avatar."""
 
 from __future__ import annotations
 

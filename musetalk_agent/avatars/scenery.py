@@ -1,4 +1,4 @@
-"""A picture that is to stand behind a person: decoded, and scaled to cover the session's size. Runs in the decoder process only."""
+"""Decodes a background image and scales it to cover the session's size. Runs in the decoder process only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Where a clip cuts to another shot. Only frames that show a face are compared: a black or empty stretch is not a cut by itself."""
+"""Finds cuts to another shot in a clip. Only frames that show a face are compared: a black or empty stretch is not a cut by
+itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far the mesh of a frame is to be trusted: where it is unsure of a face, a mouth moves less rather than tear it.
+"""Confidence in the face mesh of a frame: where the mesh is unsure of a face, the mouth moves less, so that it does not tear.
 
 What counts is the mesh's own belief in the face, how much it trembles against the frames beside it, how far it lies from a mesh
 that begins at the detector's box anew, and how far the head is turned.

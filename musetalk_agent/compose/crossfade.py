@@ -1,4 +1,5 @@
-"""Pictures between two clips: moved towards each other along the optical flow where that brings them together, and mixed."""
+"""Cross-fades between two clips: frames are moved towards each other along the optical flow where that brings them together, and
+blended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop of the idle clip: which frame is next."""
+"""The order in which the frames of the idle clip are looped."""
 
 from __future__ import annotations
 

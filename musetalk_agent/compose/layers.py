@@ -1,4 +1,4 @@
-"""The last step of a frame whose background is another one: the person is laid onto what is behind it.
+"""Composes a frame with another background: lays the person onto it, as the last step.
 
 Until then a frame is in two layers, so that what two clips share of a passage is mixed where it belongs: persons move towards each
 other, and the background stays where it is.

@@ -1,4 +1,5 @@
-"""Where clips of one person go over into each other: at frames that look alike, as slowly as the rest of the difference needs."""
+"""Finds where one clip of a person may cross-fade into another: at frames that look alike, and as slowly as their remaining
+difference needs."""
 
 from __future__ import annotations
 

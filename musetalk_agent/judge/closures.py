@@ -1,4 +1,4 @@
-"""Whether lips close where they must: at the /p b m/ of a known text.
+"""Measures whether lips close where they must: at the /p b m/ of a known text.
 
 `forced_alignment` says when each sound is heard, or `alignment` when each letter is. A letter that is not heard as such (the b of
 "lamb") counts for nothing.

@@ -1,4 +1,5 @@
-"""What of a live microphone goes on, so that it is said as late as it must be and no later. Decisions only, without waiting or I/O.
+"""The buffer of a live microphone: drops or lengthens silence to hold the delay at its target. Decisions only, without waiting or
+I/O.
 
 A live source sends at its own pace. What comes too fast, or in a burst, makes all that follows late; what comes too slowly uses up
 what is in hand, and the voice breaks off. Both are mended where it cannot be heard: silence is left out, or said twice.

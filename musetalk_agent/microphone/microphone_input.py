@@ -1,4 +1,4 @@
-"""Speech from a participant's microphone in the session's room: one track of it is subscribed and said as it comes.
+"""Speech from a participant's microphone in the session's room: subscribes to the track and passes its audio on as it arrives.
 
 What the room holds is looked at whenever something happens there, and twice a second: so it does not matter in which order a
 participant joins, publishes, mutes, publishes again and leaves. `LiveBuffer` holds the delay.

@@ -1,4 +1,5 @@
-"""Which addresses either service may connect to when a stranger named them, and the look-up of their names. Standard library only.
+"""Protection against SSRF: which addresses a service may connect to when a stranger named them, and the look-up of their names.
+Standard library only.
 
 Guards against a URL that reaches what only this machine can see. Look-ups run in threads of their own, so that a name server that
 does not answer delays no other look-up.

@@ -1,4 +1,4 @@
-"""A file on its way to where it is lacking: read in threads, block by block."""
+"""Streams a file in blocks that are read in threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the orchestrator has its agents prepare the avatars of its library, and hands them clips that they lack.
+"""Messages by which the orchestrator has its agents prepare the avatars of its library, and uploads clips that they lack.
 
 `POST /avatars/prepare` of the agent answers with lines of JSON, one `PrepareLine` each: progress while the work lasts, then what
 came of it. `GET /avatars/{avatar_id}/source` answers with the clip's bytes.

@@ -1,4 +1,5 @@
-"""Which calls are tried again and how often, for every client of ours, and loops that are restarted. Standard library only."""
+"""Retry rules of all our clients: which calls are repeated, how often and when; and loops that are restarted. Standard library
+only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Failures of the LiveKit SDK under one name."""
+"""One exception type for all failures of the LiveKit SDK."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often a caller may do something, and how often an address may be wrong about its key. Pure: time is passed in (seconds).
+"""Rate limits: calls of a caller, and wrong keys from an address. Pure: time is passed in (seconds).
 
 Standard library and `problems` only: both services use it.
 """

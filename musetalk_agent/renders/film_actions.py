@@ -1,4 +1,4 @@
-"""Clips that a film plays where its text has a mark (`[wave]`): as in a session, but that every moment is known beforehand.
+"""The clips that a film plays at marks of its text (`[wave]`): as in a session, but with all their times known beforehand.
 
 The passages are decided once, when the render is prepared, and are part of its plan: parts that different workers make join.
 """

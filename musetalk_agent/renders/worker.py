@@ -1,4 +1,4 @@
-"""A worker: takes tickets, does them, and says that it lives. A process of its own, as nice as can be.
+"""A render worker: takes tickets, carries them out, and reports that it is alive. A process of its own, at the lowest priority.
 
 Its standard input says when it may work: a line `wait` stops it within a second of film, `work` lets it go on, and the end of the
 input ends it, so it does not outlive the process that started it.

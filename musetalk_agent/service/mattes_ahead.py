@@ -1,4 +1,4 @@
-"""Mattes of avatars that were prepared with their own background: made when the agent has nothing better to do.
+"""Makes the mattes of prepared avatars that have a background of their own, while the agent has nothing else to do.
 
 An avatar is ready without one, since a matte takes a tenth of a second of a core for each frame. The first session with another
 background would wait for that.

@@ -1,4 +1,4 @@
-"""The start of the engines, while the port is open already and says so."""
+"""Starts the engines while the port is open already and `/health` says `warming`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The funnel: what went into each stage of a session, and the one sentence that says why the lips do not move."""
+"""Counts what passes each stage of a session (the *funnel*), and finds the one sentence that says why the lips do not move."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`musetalk-agent doctor`: says before anyone waits what this machine can do, what is missing, and the next command to type."""
+"""`musetalk-agent doctor`: checks what this machine can do and what is missing, and prints the next command to type."""
 
 from __future__ import annotations
 

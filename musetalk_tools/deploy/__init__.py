@@ -1,1 +1,1 @@
-"""What `modal_app.py` runs: its numbers, the services inside the containers, and what looks whether all is well."""
+"""The helpers of `modal_app.py`: its settings, the services inside the containers, and the smoke test."""

@@ -1,4 +1,4 @@
-"""What a run does, and how much of it makes sense from this machine."""
+"""The plan of a run: sessions, times and speech, and the limits of what this machine can generate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Between the load generator and its viewers' processes: one JSON object a line. Times are monotonic seconds."""
+"""Messages between the load generator and its viewers' processes: one JSON object a line. Times are monotonic seconds."""
 
 from __future__ import annotations
 

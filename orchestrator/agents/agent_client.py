@@ -1,4 +1,4 @@
-"""An agent's HTTP surface."""
+"""HTTP client of the agents' API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which agent takes a session."""
+"""Chooses the agent that takes a session, and keeps each agent's last health report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The speech of a session that was heard last, of any agent: its film gets from here what no agent's film has."""
+"""The last minute of a session's speech that was heard, whichever agent played it. The session's film takes from it what no agent
+recorded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The rules of segments, without I/O and without a clock: every method takes `now` (seconds, monotonic).
+"""A session's queue of speech segments: which are open, sent, heard and cleared. No I/O and no clock: every method takes `now`
+(seconds, monotonic).
 
 A segment is opened by `audio.start`, by the first PCM after a pause, or by `/speak`. Segments play in the order they were
 opened: only the first that is not complete is forwarded to the agent, the others wait here. The agent reports the end of a segment

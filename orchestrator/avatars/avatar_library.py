@@ -1,4 +1,4 @@
-"""The avatars that callers keep: taken, prepared ahead of any session, changed, deleted.
+"""The avatars that callers keep: uploaded, prepared ahead of any session, changed, deleted.
 
 The folder is the truth (`avatar_folder`). Agents have copies: of clips, and of what is made of them; one that lacks a clip gets it.
 """

@@ -1,4 +1,4 @@
-"""What is known of an avatar, and the settings that it has."""
+"""The stored record of an avatar: its clips, their state, and its settings."""
 
 from __future__ import annotations
 

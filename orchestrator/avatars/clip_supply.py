@@ -1,4 +1,4 @@
-"""Clips on their way to agents that lack them."""
+"""Uploads a clip to an agent that lacks it, and repeats the call that needed it."""
 
 from __future__ import annotations
 

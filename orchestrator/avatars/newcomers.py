@@ -1,4 +1,4 @@
-"""Agents that come later: one that was started after avatars were prepared has them prepared before a session comes."""
+"""Has agents that were started later prepare the avatars of the library before a session needs them."""
 
 from __future__ import annotations
 

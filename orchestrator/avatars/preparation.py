@@ -1,4 +1,4 @@
-"""Preparations that run: an avatar's clip goes to an agent, which makes what its sessions will need."""
+"""Preparations in progress: an agent receives an avatar's clip and makes everything that its sessions will need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""One session's conversation as the service keeps it: its history, what waits for an answer, and the reply that is being said."""
+"""The service's state of one session's conversation: its history, the texts that wait for an answer, and the reply that is being
+spoken."""
 
 from __future__ import annotations
 

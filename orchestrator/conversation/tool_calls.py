@@ -1,4 +1,4 @@
-"""Calls the functions of conversations: the worker asks, the service posts to the tool's address and hands back the answer.
+"""Carries out the function calls of conversations: posts each call of the worker to the tool's webhook and returns its answer.
 
 The addresses come from callers, so the service posts as it does for webhooks: each address is checked, and the worker knows none.
 """

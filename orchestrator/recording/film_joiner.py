@@ -1,4 +1,4 @@
-"""Makes one film of the parts of several encoders, without encoding anything again: times are counted on from part to part.
+"""Joins the parts of several encoders into one film without re-encoding: timestamps continue from part to part.
 
 Both tracks of a part begin at 0. The next part begins where the sound of the one before it ends, and silence fills that up to where
 its picture ends: players that ignore gaps in the sound stay in step, too. Speech that no part has (an agent is lost) comes between.

@@ -1,4 +1,4 @@
-"""Where films are kept: what a store has to do, and the one that is a folder."""
+"""The interface of film stores, and the store that is a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The films of all sessions: which are recorded, what of them can be read, and how long they are kept."""
+"""The recordings of all sessions: begins and ends them, serves what is stored, and deletes it after its time."""
 
 from __future__ import annotations
 

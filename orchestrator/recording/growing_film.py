@@ -1,4 +1,5 @@
-"""One film as it grows: entries of agents' logs become bytes, which wait for a moment and are then stored.
+"""One film while it is recorded: turns the entries of agents' logs into bytes, buffers them for a moment, and appends them to the
+store.
 
 It also knows how far the speech of the session is in it: the entries say where in which segment the sound of a part is.
 """

@@ -1,4 +1,4 @@
-"""`WS /audio`: PCM in, what becomes of it out."""
+"""`WS /audio`: receives PCM, sends playback events."""
 
 from __future__ import annotations
 

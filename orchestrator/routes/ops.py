@@ -1,4 +1,4 @@
-"""`/health`, `/metrics`, and `/debug/…`: why start answered 200, PCM flows, and no lips move."""
+"""`/health`, `/metrics`, and `/debug/…`: diagnosis of the case that the start answered 200, PCM flows, and no lips move."""
 
 from __future__ import annotations
 

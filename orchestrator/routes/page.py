@@ -1,4 +1,4 @@
-"""The page and its files, the policy under which browsers run it, and the token the demo hands to it."""
+"""The web page and its files, its Content-Security-Policy, and the token that the demo gives it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`audio_source` of a start: by its name, or a participant of the room whose microphone the avatar says."""
+"""`audio_source` of a start: a named source, or a participant of the room whose microphone the avatar speaks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`/session/start`, and what follows."""
+"""`/session/start`, `/sessions`, and the calls to one session: its state, stop, interrupt, publisher, avatar, action."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`POST /token`."""
+"""`POST /token`: a viewer's access token, for a room that exists afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a session sends: to its one `/audio` connection, and to the readers of its events.
+"""Outgoing messages of a session: to its one `/audio` connection, and to the readers of its event stream.
 
 Events are numbered and kept, so that a connection that broke loses none: the next one gets those that were not handed to a socket,
 or, where it names the last event it has seen, every later one.

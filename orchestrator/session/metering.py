@@ -1,4 +1,4 @@
-"""Pays for a session of a public token while it runs, and ends it when the token's minutes are used up or the token is revoked."""
+"""Charges a running session to its public token, and ends it when the token's minutes are used up or the token is revoked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Actions that begin when a place in the speech is heard. On one event loop; nothing here waits."""
+"""Actions planned at positions in the speech; each begins when its position is heard. On one event loop; nothing here waits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How words are said that a voice would get wrong: by another spelling, or by phonemes."""
+"""The pronunciation lexicon: words that a voice would get wrong, respelled or given as phonemes."""
 
 from __future__ import annotations
 

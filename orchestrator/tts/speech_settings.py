@@ -1,4 +1,5 @@
-"""How texts are spoken, as requests, sessions and the deployment say it: each field on its own, the nearer one wins."""
+"""Speech options (voice, speed, pauses, lexicon) of a request, a session and the deployment. Each field is taken from the nearest
+level that has it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which voice speaks a text that names none: one of the text's language, among those that are installed."""
+"""Chooses the voice of a text that names none: one of the text's language, among those that are installed."""
 
 from __future__ import annotations
 

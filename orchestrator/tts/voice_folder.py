@@ -1,4 +1,4 @@
-"""The piper voices in a folder: what is there and can be used, by each voice's own description."""
+"""Finds the usable piper voices in a folder and reads each voice's own description."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The networks of a models folder, put together: as an engine starts with them, and once more in a wider type."""
+"""Builds the networks of a models folder: when an engine starts, and once more in a wider type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The device behind one seam: the processor, or a CUDA card with streams, pinned memory, graphs and events.
+"""The device behind one interface: the processor, or a CUDA card with streams, pinned memory, graphs and events.
 
 Everything that only runs with a card is in `CudaCard`. On a card frames are launched by one thread on one stream of high
 priority; preparation works from its own thread on a stream of normal priority, so that a new avatar does not hold up speech.

@@ -1,4 +1,4 @@
-"""MuseTalk v1.5 behind the engine port: artefacts once per bundle, frames of all sessions in batches on one device."""
+"""MuseTalk v1.5 behind the engine interface: artefacts once per bundle, frames of all sessions in batches on one device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faces that half precision spoils: when too many are unfit to be shown, the networks are built again in a wider type."""
+"""Detects faces that half precision spoils: when too many are unfit to be shown, the networks are built again in a wider type."""
 
 from __future__ import annotations
 

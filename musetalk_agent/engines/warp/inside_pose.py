@@ -1,4 +1,4 @@
-"""How the inside of the mouth is turned with the head, and what light falls into it.
+"""How the inside of the mouth turns with the head, and how much light reaches it.
 
 Teeth stand in an arch behind the lips. In a head that turns they move against the lips, since they lie deeper; the half that is
 turned away is seen narrower, and its last teeth hide behind the others; the near half is seen wider. In a head that nods they go up

@@ -1,4 +1,4 @@
-"""What a film's encoder has made and the orchestrator may not have: numbered entries, bounded in bytes."""
+"""The log of a film's fragments until the orchestrator has them: numbered entries, bounded in bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keeps from a room the SDK's events that are not its own.
+"""Filters events of other rooms out of a room's event queue.
 
 The SDK (1.2) hands every event of the process to every room: the answer to each block of audio, look at the statistics and packet
 of data. With n rooms that is n² events, each with three callbacks of the event loop: docs/reference/performance.md has the cost.

@@ -1,9 +1,9 @@
-"""What the SDK's statistics say of the way to the SFU: whether anything comes back, and how much fits.
+"""Reads from the SDK's WebRTC statistics whether the SFU still answers, and how much bandwidth the connection has.
 
 Liveness is the count of packets received on the candidate pairs, and the time of the last one. Feedback about the frames
 (transport-wide congestion control) comes every 0.1 to 0.3 s as long as frames flow. Without them receiver reports would be 1 s and
-STUN answers 2.5 s apart; then `keep_answers_coming` asks for answers: a data packet is acknowledged by
-the SFU itself within 0.2 s (SCTP), for any addressee. Measured: docs/explanation/failover.md.
+STUN answers 2.5 s apart; then `keep_answers_coming` sends data packets, which the SFU itself acknowledges within 0.2 s (SCTP), for
+any addressee. Measured: docs/explanation/failover.md.
 """
 
 from __future__ import annotations

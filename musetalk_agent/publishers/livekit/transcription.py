@@ -1,4 +1,4 @@
-"""Captions as LiveKit has transcriptions: a text stream for each line, which grows while the line is said.
+"""Publishes captions as LiveKit transcriptions: a text stream for each line, which grows while the line is spoken.
 
 Streams go under topic `lk.transcription` with the attributes that LiveKit's own agents give them, so that its clients show them as
 they are (docs/reference/captions.md).

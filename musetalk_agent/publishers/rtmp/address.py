@@ -1,4 +1,4 @@
-"""Where RTMP may go: the address is checked as those that avatars are fetched from, and its stream key is a secret.
+"""Parses and checks the address of an RTMP server, by the rules of avatars' addresses; its stream key is a secret.
 
 The host's name is resolved once, here. Everything later connects to one of the checked addresses and never asks for the name
 again; for rtmps the certificate is nevertheless checked against the name.

@@ -1,4 +1,4 @@
-"""The sound of a dubbed film: the new voice, as long as it is or until the film ends, and under it what else was heard, on wish.
+"""The audio track of a dub: the new voice, cut at the film's end, and where it is wanted the footage's other sounds under it.
 
 A stem (the footage's sound without its voices) is mixed in as it is. The footage's own sound is lowered wherever it or the new
 voice speaks, so that the old voice stays a murmur and music and rooms come back between.

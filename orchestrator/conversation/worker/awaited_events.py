@@ -1,4 +1,4 @@
-"""The SDK's events go to those who wait for them only, and the sound of microphones does not pile up."""
+"""An event queue for the SDK that delivers events only to code that awaits them, and bounds the microphone audio that waits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Speech is recognised as soon as it pauses, before it is certain that it is over: the answer begins sooner."""
+"""Runs speech recognition at each pause, before the turn is known to be over, so that the answer begins sooner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Cuts an answer that is being written into sentences for the voice, and the first one early: its sound begins sooner."""
+"""Splits an answer into sentences for the voice while the model writes it, and cuts the first one early, so that its audio begins
+sooner."""
 
 from __future__ import annotations
 

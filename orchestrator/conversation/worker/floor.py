@@ -1,4 +1,4 @@
-"""Who may speak: the avatar's voice is held while a person speaks, and goes on or ends with what was said."""
+"""Turn-taking: holds the avatar's voice while a user speaks, and resumes or ends it depending on what the user said."""
 
 from __future__ import annotations
 

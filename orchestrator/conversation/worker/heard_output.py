@@ -1,4 +1,4 @@
-"""The avatar's speech with its words: captions go to the room as they are heard, and the history gets what was heard."""
+"""The conversation's audio output: sends captions as their words are heard, and puts into the history what was heard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs short work where it is asked for, in place of a thread."""
+"""An executor that runs short work on the calling thread."""
 
 from __future__ import annotations
 

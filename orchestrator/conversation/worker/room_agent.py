@@ -1,4 +1,4 @@
-"""The agent of a conversation: livekit-agents' own, whose speech carries the time of each word, and which hears persons only."""
+"""The livekit-agents `Agent` of a conversation: knows the time of each word that it speaks, and listens to persons only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The avatar's words for the room: LiveKit's text streams under `lk.transcription`, one a line."""
+"""Publishes the avatar's words as LiveKit transcriptions: text streams under `lk.transcription`, one a line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LiveKit's chat (`lk.chat`) as texts of the users: bounded in length and rate, and from persons only."""
+"""Receives the users' texts from LiveKit's chat (`lk.chat`), from persons only, bounded in length and rate."""
 
 from __future__ import annotations
 

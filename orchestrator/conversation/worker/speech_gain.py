@@ -1,4 +1,4 @@
-"""Makes a quiet voice as loud as the detector of speech wants it."""
+"""Automatic gain: makes a quiet voice loud enough for the voice activity detector."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The orchestrator's voices for livekit-agents, with the time of each word."""
+"""The orchestrator's voices as a TTS of livekit-agents, with the time of each word."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the user's turn is over: livekit-agents' detector hears it, and where that is in doubt the words say it."""
+"""Detects the end of the user's turn: livekit-agents' turn detector, and the recognised words where it is unsure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions of the language model that the service calls: asks over the pipe, and waits for the result."""
+"""The language model's functions in the worker: sends each call over the pipe to the service and waits for its result."""
 
 from __future__ import annotations
 

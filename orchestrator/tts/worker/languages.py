@@ -1,4 +1,5 @@
-"""Which language a text is in, by py3langid: a naive Bayes classifier over n-grams of bytes (80 MB in memory, 1 ms a sentence)."""
+"""Detects the language of a text with py3langid: a naive Bayes classifier over n-grams of bytes (80 MB in memory, 1 ms a
+sentence)."""
 
 from __future__ import annotations
 

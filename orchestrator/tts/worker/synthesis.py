@@ -1,4 +1,5 @@
-"""Speech of one part: PCM, phoneme cues, and where the written words lie, by the marks of the voice or by counting sounds."""
+"""Synthesizes one part of a text: PCM, phoneme cues, and the positions of the written words, from the voice's marks or by counting
+sounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a line plays next: its segments, in order, at once or at the times it is given. No I/O and no clock: time is passed in.
+"""Schedules the playout of a line: its segments in order, at once or at given times. No I/O and no clock: time is passed in.
 
 A line that follows keeps within 20 ms of those times; it makes up for more where it is quiet, and for more than 200 ms at
 once. Where it joins sounds that do not belong together it fades over 5 ms.

@@ -1,4 +1,4 @@
-"""Takes the trembling out of generated faces without making them late.
+"""Smooths generated faces over time without delaying them.
 
 The network makes each face on its own, so lips, teeth and skin shimmer by a fraction of a pixel and by a few levels. Faces of one
 session are averaged over time, place by place: where little has changed over many, where something moves over none. A place

@@ -1,4 +1,5 @@
-"""The way of an agent's speech to its avatar: livekit-agents' own, with pauses, and what is to be done while the avatar is away."""
+"""`AvatarOutput`: sends the speech of a livekit-agents session to its avatar, can pause, and goes on without an avatar that is
+lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One piece of an agent's speech on its way to the avatar: what came, what was sent, what was heard."""
+"""One segment of an agent's speech for the avatar: what was captured, sent and heard of it."""
 
 from __future__ import annotations
 
