@@ -26,12 +26,12 @@ class Metrics:
         self.film_bytes = Counter("avatar_recording_bytes", "Bytes of films fetched from agents", registry=registry)
         self.film_lost = Counter(
             "avatar_recording_lost",
-            "What is missing in films that ended, by kind (picture, sound block: the encoder was late; fragment: not fetched)",
+            "Media missing in finished films, by kind (picture, sound block: the encoder was late; fragment: not fetched)",
             ["kind"],
             registry=registry,
         )
         self.film_store_errors = Counter(
-            "avatar_recording_store_errors", "Calls of the films' store that failed", registry=registry
+            "avatar_recording_store_errors", "Failed calls of the film store", registry=registry
         )
 
     def _add_sessions(self, registry: CollectorRegistry) -> None:
@@ -49,32 +49,32 @@ class Metrics:
         self.renders = Counter("avatar_renders_ended", "Renders that ended, by state", ["state"], registry=registry)
 
     def _add_audio(self, registry: CollectorRegistry) -> None:
-        self.audio_bytes = Counter(
-            "avatar_audio_received_bytes", "Bytes taken from senders of /audio", registry=registry
-        )
+        self.audio_bytes = Counter("avatar_audio_received_bytes", "Bytes of PCM received on /audio", registry=registry)
         self.audio_connections = Gauge("avatar_audio_connections", "Open /audio connections", registry=registry)
         self.audio_errors = Counter(
             "avatar_audio_errors", "/audio connections ended by an error", ["code"], registry=registry
         )
         self.backlog_seconds = Gauge(
-            "avatar_audio_backlog_seconds", "Speech that waits to be heard, all sessions together", registry=registry
+            "avatar_audio_backlog_seconds", "Seconds of PCM not yet played, all sessions", registry=registry
         )
         self.open_segments = Gauge("avatar_open_segments", "Segments that are open, all sessions", registry=registry)
         self.clears_waiting = Gauge(
-            "avatar_clears_waiting", "Clears that agents have not answered, all sessions", registry=registry
+            "avatar_clears_waiting", "Clears not yet acknowledged by agents, all sessions", registry=registry
         )
         self.speech_ahead = Gauge(
-            "avatar_speech_ahead_seconds", "Speech of texts that waits to be heard, all sessions", registry=registry
+            "avatar_speech_ahead_seconds",
+            "Seconds of synthesized speech not yet played, all sessions",
+            registry=registry,
         )
         self.speech_notes = Gauge(
-            "avatar_speech_notes", "Phonemes and words kept with speech, all sessions", registry=registry
+            "avatar_speech_notes", "Phonemes and words buffered with speech, all sessions", registry=registry
         )
         self.speech_notes_dropped = Counter(
-            "avatar_speech_notes_dropped", "Phonemes and words that no room was left for", registry=registry
+            "avatar_speech_notes_dropped", "Phonemes and words dropped because the buffer was full", registry=registry
         )
         self.segments = Counter("avatar_segments_finished", "Segments that ended", ["interrupted"], registry=registry)
         self.events_dropped = Counter(
-            "avatar_audio_events_dropped", "Events that no reader took and no room was left for", registry=registry
+            "avatar_audio_events_dropped", "Events dropped because a reader's queue was full", registry=registry
         )
         self.link_connects = Counter("avatar_link_connects", "Connections made to agents' /audio", registry=registry)
         self.link_drops = Counter("avatar_link_drops", "Connections to agents' /audio that broke", registry=registry)
@@ -85,20 +85,21 @@ class Metrics:
         )
         self.move_seconds = Histogram(
             "avatar_session_move_seconds",
-            "Agent lost until another one had started",
+            "Time from the loss of an agent to the start at another one",
             registry=registry,
             buckets=_SECONDS,
         )
         self.interrupt_seconds = Histogram(
-            "avatar_interrupt_seconds", "Clear sent until the agent had cleared", registry=registry, buckets=_SECONDS
+            "avatar_interrupt_seconds",
+            "Time from sending a clear to the agent's acknowledgement",
+            registry=registry,
+            buckets=_SECONDS,
         )
         self.speech = Counter("avatar_speech_requests", "Texts to speak, by outcome", ["outcome"], registry=registry)
-        self.speech_waiting = Gauge(
-            "avatar_speech_waiting", "Texts on their way into their segments", registry=registry
-        )
+        self.speech_waiting = Gauge("avatar_speech_waiting", "Texts queued or being synthesized", registry=registry)
         self.speech_first_seconds = Histogram(
             "avatar_speech_first_seconds",
-            "First word of a text to its first audio",
+            "Time from the first word of a text to its first audio",
             registry=registry,
             buckets=_SECONDS,
         )
@@ -108,27 +109,29 @@ class Metrics:
         self.voice_loads = Gauge(
             "avatar_voice_loads", "Models of embedded voices loaded since their worker started", registry=registry
         )
-        self.voice_lines = Gauge("avatar_voice_lines", "Rooms in which the orchestrator has a voice", registry=registry)
+        self.voice_lines = Gauge(
+            "avatar_voice_lines", "Rooms in which the orchestrator publishes its own voice", registry=registry
+        )
         self.voice_stand_ins = Counter(
-            "avatar_voice_stand_ins", "Lost agents that the orchestrator's voice stood in for", registry=registry
+            "avatar_voice_stand_ins", "Lost agents that the orchestrator's own voice replaced", registry=registry
         )
         self.voice_losses = Counter("avatar_voice_worker_losses", "Voice workers that were lost", registry=registry)
 
     def _add_conversations(self, registry: CollectorRegistry) -> None:
         self.conversations = Gauge("avatar_conversations", "Conversations of running sessions", registry=registry)
         self.conversation_turns = Counter(
-            "avatar_conversation_turns", "Turns of users that were answered", registry=registry
+            "avatar_conversation_turns", "User turns that were answered", registry=registry
         )
         self.conversation_wait_seconds = Histogram(
             "avatar_conversation_wait_seconds",
-            "Parts of the wait for an answer: heard (end of turn and recognition), thought (model), spoke (voice)",
+            "Latency of an answer, by part: heard (end of turn and recognition), thought (model), spoke (voice)",
             ["part"],
             registry=registry,
             buckets=_SECONDS,
         )
         self.conversation_microphone_late = Counter(
             "avatar_conversation_microphone_late",
-            "Times that a conversation began to lose sound of its microphone, since its worker was three seconds behind",
+            "Times a conversation began to drop microphone audio because its worker was three seconds behind",
             registry=registry,
         )
         self.conversation_worker_losses = Counter(
@@ -136,7 +139,7 @@ class Metrics:
         )
         self.conversation_provider_errors = Counter(
             "avatar_conversation_provider_errors",
-            "Calls of conversations to their models that failed, by part",
+            "Failed calls of conversations to their models, by part",
             ["part"],
             registry=registry,
         )
@@ -152,23 +155,26 @@ class Metrics:
         self.webhooks = Counter(
             "avatar_webhooks", "Webhooks by outcome (delivered, failed, dropped)", ["outcome"], registry=registry
         )
-        self.webhooks_pending = Gauge("avatar_webhooks_pending", "Webhooks that wait", registry=registry)
+        self.webhooks_pending = Gauge("avatar_webhooks_pending", "Webhooks queued", registry=registry)
         self.tool_calls = Counter(
-            "avatar_tool_calls", "Calls of conversations' functions, by outcome", ["outcome"], registry=registry
+            "avatar_tool_calls", "Function calls of conversations, by outcome", ["outcome"], registry=registry
         )
         self.tool_call_seconds = Histogram(
-            "avatar_tool_call_seconds", "Duration of those calls", registry=registry, buckets=_SECONDS
+            "avatar_tool_call_seconds",
+            "Duration of function calls of conversations",
+            registry=registry,
+            buckets=_SECONDS,
         )
-        self.keys = Gauge("avatar_keys", "API keys that count", registry=registry)
+        self.keys = Gauge("avatar_keys", "Valid API keys", registry=registry)
         self.keys_file_errors = Counter(
-            "avatar_keys_file_errors", "Times the keys file changed and was broken", registry=registry
+            "avatar_keys_file_errors", "Reloads of the keys file that failed", registry=registry
         )
         self.audit_dropped = Counter(
-            "avatar_audit_dropped", "Lines of the audit log that could not be written", registry=registry
+            "avatar_audit_dropped", "Audit log lines that could not be written", registry=registry
         )
         self.event_streams = Gauge("avatar_event_streams", "Open streams of /session/{id}/events", registry=registry)
         self.event_overruns = Counter(
-            "avatar_event_overruns", "Streams of events cut off because they were read too slowly", registry=registry
+            "avatar_event_overruns", "Event streams closed because their reader was too slow", registry=registry
         )
         self.loop_failures = Counter(
             "avatar_loop_failures",
@@ -176,16 +182,24 @@ class Metrics:
             ["loop"],
             registry=registry,
         )
-        self.store_errors = Counter("avatar_store_errors", "Calls of the store that failed", registry=registry)
+        self.store_errors = Counter("avatar_store_errors", "Failed calls of the session store", registry=registry)
         self.store_unreadable = Gauge(
-            "avatar_store_unreadable", "Stored sessions that cannot be read, and are left alone", registry=registry
+            "avatar_store_unreadable", "Stored sessions that cannot be read", registry=registry
         )
         self.store_skipped = Counter(
             "avatar_store_skipped",
-            "Records of sessions that could not be made, and were not written",
+            "Session records that could not be encoded and were not written",
             registry=registry,
         )
         self.adoptions = Counter(
-            "avatar_adoptions", "Sessions of another or an earlier process, by outcome", ["outcome"], registry=registry
+            "avatar_adoptions",
+            "Takeovers of sessions of another or an earlier process, by outcome",
+            ["outcome"],
+            registry=registry,
         )
-        self.reaped = Counter("avatar_reaped", "Leftovers removed, by kind", ["kind"], registry=registry)
+        self.reaped = Counter(
+            "avatar_reaped",
+            "Leftovers of dead processes removed (avatars in rooms, ingresses), by kind",
+            ["kind"],
+            registry=registry,
+        )
