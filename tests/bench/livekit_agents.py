@@ -69,7 +69,7 @@ async def _utter(playing: Scene, number: int, stop_after: float | None) -> tuple
     truth_s = heard_to(ears) if stop_after is not None else finished["sent"]
     error_s = abs(finished["position"] - truth_s)
     if error_s > 0.05:
-        print(f"no. {number}: told {finished['position']:.3f} s, heard {truth_s:.3f} s", file=sys.stderr)
+        print(f"no. {number}: reported {finished['position']:.3f} s, heard {truth_s:.3f} s", file=sys.stderr)
     return error_s, answered_s
 
 

@@ -2,7 +2,7 @@
 
 Whole sessions of the agent (pattern engine, compositor, player, failover publisher, LiveKit's SDK) in this process, all speaking
 throughout, and a livekit-server beside it. Nobody watches, so that no decoder takes the cores: the SDK encodes all the same, as it
-is told here; with `--unwatched` it does not, as in an agent. With `--engine warp --sessions 1` the demo's face speaks, and
+is reported here; with `--unwatched` it does not, as in an agent. With `--engine warp --sessions 1` the demo's face speaks, and
 `encoding` is what the codec costs.
 """
 
@@ -39,7 +39,7 @@ from tests.viewer import join_token
 BLOCK = 1600
 """Samples: 100 ms, about as much as the orchestrator sends at once of what it has."""
 SETTLE_S, UNWATCHED_S = 5.0, 12.0
-"""Until the estimation of bandwidth has opened up, and everybody speaks; until the server has told the SDK that nobody watches."""
+"""Until the estimation of bandwidth has opened up, and everybody speaks; until the SDK knows that nobody watches."""
 RATE_BAR, SKEW_BAR_MS, SESSIONS_BAR = 1.0, 40.0, 8
 _TICK_S = 0.01
 _ONE_THREAD = "OPENBLAS_NUM_THREADS"

@@ -59,20 +59,20 @@ class Seen:
 
 
 class PaintedClip:
-    """A bundle with artefacts and painted faces for `told`."""
+    """A bundle with artefacts and painted faces for `reported`."""
 
-    def __init__(self, bundle: Bundle, told: Speech, faults: Faults | None = None) -> None:
-        self.bundle, self.told = bundle, told
+    def __init__(self, bundle: Bundle, reported: Speech, faults: Faults | None = None) -> None:
+        self.bundle, self.reported = bundle, reported
         self._crops: list[Pixels] = []
         self.artefacts = MuseTalkArtefacts.of(bundle, self._keep)
         self.places = mouth_places(bundle.landmarks, self.artefacts)
         x1, _, x2, _ = (float(v) for v in self.artefacts.boxes[0])
         self.half = float(abs(bundle.landmarks[0, 291, 0] - bundle.landmarks[0, 61, 0])) * 128 / (x2 - x1)
         painter, loop = Painter(faults or Faults()), PingPongLoop(len(bundle))
-        self.indices = [loop.idle_index(k) for k in range(len(told.openings))]
+        self.indices = [loop.idle_index(k) for k in range(len(reported.openings))]
         self.faces = [
             painter.face(self._crops[k], self.mouth(k), opening)
-            for k, opening in zip(self.indices, told.openings, strict=True)
+            for k, opening in zip(self.indices, reported.openings, strict=True)
         ]
 
     def mouth(self, idle_index: int) -> tuple[float, float, float]:
@@ -109,14 +109,16 @@ def seen(clip: PaintedClip, settings: AvatarSettings | None) -> Seen:
     """Measures a look."""
     patches, cost = clip.patches(settings)
     openings, steps, sharp, seams, shown = [], [], [], [], []
-    for idle_index, patch, told in zip(clip.indices, patches, clip.told.openings, strict=True):
+    for idle_index, patch, reported in zip(clip.indices, patches, clip.reported.openings, strict=True):
         idle = clip.idle(idle_index, patch.box)
         composed = paste(idle, patch.pixels, patch.mask) if patch.mask is not None else patch.pixels
         x1, y1, x2, y2 = (int(v) for v in clip.artefacts.boxes[idle_index])
         across, down = 256 / (x2 - x1), 256 / (y2 - y1)
         x, y, half = clip.mouth(idle_index)
         place = x / across + x1 - patch.box.x0, y / down + y1 - patch.box.y0
-        openings.append(opening_of(composed, place, (LIP_HEIGHT - 1 + told / 2) / down) * down)  # skin may be as dark
+        openings.append(
+            opening_of(composed, place, (LIP_HEIGHT - 1 + reported / 2) / down) * down
+        )  # skin may be as dark
         mask = clip.artefacts.mask(idle_index)
         away = _away_from(mask, place, half / across)
         steps.append(_sectors(composed, idle, mask, away))
@@ -208,15 +210,15 @@ def figures_of(name: str, bundle: Bundle, frames: int = FRAMES) -> Iterator[Figu
     x1, _, x2, _ = (int(v) for v in clip.artefacts.boxes[0])
     note = f"{name}, face box {x2 - x1} px, {frames} painted frames"
     raw = seen(clip, None)
-    untinted = seen(PaintedClip(bundle, clip.told, Faults(tint=((0, 0, 0),) * 3)), None).edge
-    before = trembling(raw.openings, clip.told.holds)
-    met = [min(raw.openings[closure]) < 2.0 for closure in map(_slice, clip.told.closures)]
+    untinted = seen(PaintedClip(bundle, clip.reported, Faults(tint=((0, 0, 0),) * 3)), None).edge
+    before = trembling(raw.openings, clip.reported.holds)
+    met = [min(raw.openings[closure]) < 2.0 for closure in map(_slice, clip.reported.closures)]
     for look, settings in {RAW: None, **LOOKS}.items():
         made = raw if settings is None else seen(clip, settings)
-        trembles = trembling(made.openings, clip.told.holds)
+        trembles = trembling(made.openings, clip.reported.holds)
         kept = [
             min(made.openings[closure]) < 2.0
-            for closure, was in zip(map(_slice, clip.told.closures), met, strict=True)
+            for closure, was in zip(map(_slice, clip.reported.closures), met, strict=True)
             if was
         ]
         smooth = settings is not None and settings.smoothing != "off"

@@ -35,7 +35,7 @@ async def loss(world: World, seconds: int = 30, sfu_far: bool = False) -> list[d
             viewer = live.viewer
             fps, gap = smoothness(viewer, begun + 1, begun + seconds)
             skews = [abs(1000 * (w - s)) for s, w in pairs(viewer.onsets(begun), viewer.whites(begun), 0.5)]
-            told = account(heard(viewer, begun), seconds)
+            reported = account(heard(viewer, begun), seconds)
     where = "up and down" if sfu_far else "up"
     note = f"{len(skews)} of {seconds} bursts matched, longest gap between pictures {1000 * gap:.0f} ms"
     return lines(
@@ -43,7 +43,7 @@ async def loss(world: World, seconds: int = 30, sfu_far: bool = False) -> list[d
         Figure(f"5 % loss, 80 ms RTT, 20 ms jitter {where}: skew p95", percentile(skews, 95), "ms", 60, note=note),
         Figure(
             f"5 % loss, 80 ms RTT, 20 ms jitter {where}: speech not heard",
-            told.lost_ms,
+            reported.lost_ms,
             "ms",
             note=f"of {seconds} s; median skew {np.median(skews) if skews else -1:.0f} ms",
         ),

@@ -37,18 +37,22 @@ async def agent_lost(world: World, how: str = "killed", seconds: int = 25) -> li
         await sending
         spoke = await finished(live, 40)
         await asyncio.sleep(2)
-        told = account(heard(viewer, begun), seconds)
+        reported = account(heard(viewer, begun), seconds)
         seen = _moves_again(viewer, lost)
         view = (await running.http.get(path)).json()
         voices = sorted({who.partition("-")[0] for who in viewer.owners.values()})
         if how != "killed":
             os.kill(child.pid, signal.SIGCONT)
-    note = f"moves {view['moves']}; spoken by {voices}; gap {told.gap_at - lost:.1f} s after"
+    note = f"moves {view['moves']}; spoken by {voices}; gap {reported.gap_at - lost:.1f} s after"
     return lines(
         Figure(f"agent {how} in mid-sentence: the avatar moves again", seen, "s", 5, note=note),
-        Figure(f"agent {how}: longest silence within speech", told.longest_gap_s, "s", 1 if how == "killed" else None),
-        Figure(f"agent {how}: speech lost", told.lost_ms, "ms", 0, note=f"pieces {told.lost}; all spoken: {spoke}"),
-        Figure(f"agent {how}: speech heard twice", told.doubled_ms, "ms", note=f"pieces {told.doubled}"),
+        Figure(
+            f"agent {how}: longest silence within speech", reported.longest_gap_s, "s", 1 if how == "killed" else None
+        ),
+        Figure(
+            f"agent {how}: speech lost", reported.lost_ms, "ms", 0, note=f"pieces {reported.lost}; all spoken: {spoke}"
+        ),
+        Figure(f"agent {how}: speech heard twice", reported.doubled_ms, "ms", note=f"pieces {reported.doubled}"),
     )
 
 
@@ -61,5 +65,5 @@ def _moves_again(viewer: Viewer, lost: float) -> float:
 
 async def _serving(running: Stack) -> int:
     async with httpx.AsyncClient(trust_env=False, timeout=5) as http:
-        told = [(await http.get(f"{url}/health")).json() for url in running.agent_urls]
-    return next(number for number, answer in enumerate(told) if answer["capacity"]["sessions"])
+        reported = [(await http.get(f"{url}/health")).json() for url in running.agent_urls]
+    return next(number for number, answer in enumerate(reported) if answer["capacity"]["sessions"])

@@ -101,8 +101,8 @@ async def finished(live: Live, within_s: float) -> bool:
     path = f"/session/{live.started['session_id']}"
     end = time.monotonic() + within_s
     while time.monotonic() < end:
-        told = (await live.demo.http.get(path)).json()
-        if told["playback"]["buffered_s"] == 0 and told["state"] == "ready":
+        reported = (await live.demo.http.get(path)).json()
+        if reported["playback"]["buffered_s"] == 0 and reported["state"] == "ready":
             return True
         await asyncio.sleep(0.25)
     return False
@@ -139,15 +139,20 @@ async def to_rtmp(world: World, udp_only: bool = False, seconds: int = 30, stay_
         watcher.close()
         pushes = [await server.kept(number) for number in range(len(list(server.files())))]
     streamed = [piece for push in pushes for piece in pieces(push)]
-    told = account([*heard(viewer, begun), *streamed], seconds)
+    reported = account([*heard(viewer, begun), *streamed], seconds)
     skews = [skew for push in pushes for skew in stream_skews(push)]
     dark = longest_without([*watcher.pictures_at, *(at for at, *_ in viewer.video)], opened, back + 2)
     how = "UDP blocked" if udp_only else "WebRTC impossible"
     return lines(
         Figure(f"{how}: picture at the RTMP server", seen_after, "s", 3),
         Figure(f"{how}: speech at the RTMP server", spoken - broken if spoken else 99.0, "s", 3),
-        Figure(f"{how}: speech lost", told.lost_ms, "ms", 0, note=f"pieces {told.lost}"),
-        Figure(f"{how}: speech heard twice, room and stream together", told.doubled_ms, "ms", note=f"{told.doubled}"),
+        Figure(f"{how}: speech lost", reported.lost_ms, "ms", 0, note=f"pieces {reported.lost}"),
+        Figure(
+            f"{how}: speech heard twice, room and stream together",
+            reported.doubled_ms,
+            "ms",
+            note=f"{reported.doubled}",
+        ),
         Figure(f"{how}: skew in the stream, p95", percentile(skews, 95), "ms", 40, note=f"{len(skews)} bursts"),
         Figure(f"{how}: possible again to picture in the room", back - opened, "s", 10, note=str(transport)),
         Figure(f"{how}: on the way back, longest without a picture anywhere", dark, "s", 1),
@@ -188,7 +193,7 @@ async def _by_ingress(running: Stack, seconds: int) -> list[Figure]:
         spoke = await finished(live, 30)
         await asyncio.sleep(3)
         again = await running.participant(live.started["room"], identity)
-        told = account(heard(viewer, begun), seconds)
+        reported = account(heard(viewer, begun), seconds)
         times = [at for at, *_ in viewer.video]
         onsets, whites = viewer.onsets(seen + 2), viewer.whites(seen + 2)
         skews = [abs(1000 * (w - s)) for s, w in pairs(onsets, whites, 0.5) if s < ingressed]
@@ -197,8 +202,8 @@ async def _by_ingress(running: Stack, seconds: int) -> list[Figure]:
     return [
         Figure("ingress: the avatar seen in its room again", seen - broken, "s", 6),
         Figure("ingress: the avatar heard in its room again", spoken - broken, "s", 6, note=str(present)),
-        Figure("ingress: speech lost", told.lost_ms, "ms", 0, note=f"pieces {told.lost}; all spoken {spoke}"),
-        Figure("ingress: speech heard twice", told.doubled_ms, "ms", note=f"pieces {told.doubled}"),
+        Figure("ingress: speech lost", reported.lost_ms, "ms", 0, note=f"pieces {reported.lost}; all spoken {spoke}"),
+        Figure("ingress: speech heard twice", reported.doubled_ms, "ms", note=f"pieces {reported.doubled}"),
         Figure("ingress: skew in the room meanwhile, p95", percentile(skews, 95), "ms", note=f"{len(skews)} bursts"),
         Figure("ingress: possible again to picture by WebRTC", back, "s", 10),
         Figure("ingress: on the way back, longest without a picture", dark, "s", 1, note=str(again)),
@@ -232,16 +237,16 @@ async def cut(world: World, length_s: float = 10.0, seconds: int = 20) -> list[d
         await sending
         spoke = await finished(live, length_s + 40)
         await asyncio.sleep(2)
-        told = account(heard(viewer, begun), seconds)
+        reported = account(heard(viewer, begun), seconds)
         transport = (await live.demo.http.get(f"/session/{live.started['session_id']}")).json()["transport"]
         dark = longest_without([at for at, *_ in viewer.video], broken, opened + back + 1)
     name = f"link cut for {length_s:g} s"
     note = f"longest without a picture {dark:.1f} s; {transport['changes']} changes, now {transport['rung']}"
     return lines(
         Figure(f"{name}: from its end to a picture", back, "s", note=note),
-        Figure(f"{name}: speech lost", told.lost_ms, "ms", note=f"pieces {told.lost}; all spoken: {spoke}"),
-        Figure(f"{name}: speech heard twice", told.doubled_ms, "ms", note=f"pieces {told.doubled}"),
-        Figure(f"{name}: longest silence within speech", told.longest_gap_s, "s"),
+        Figure(f"{name}: speech lost", reported.lost_ms, "ms", note=f"pieces {reported.lost}; all spoken: {spoke}"),
+        Figure(f"{name}: speech heard twice", reported.doubled_ms, "ms", note=f"pieces {reported.doubled}"),
+        Figure(f"{name}: longest silence within speech", reported.longest_gap_s, "s"),
     )
 
 
@@ -265,10 +270,10 @@ async def sfu_restart(world: World, seconds: int = 20) -> list[dict[str, Any]]:
             await sending
             spoke = await finished(live, 60)
             await asyncio.sleep(2)
-            told = account([*heard(live.viewer, begun), *heard(second)], seconds)
+            reported = account([*heard(live.viewer, begun), *heard(second)], seconds)
         finally:
             await second.leave()
     return lines(
         Figure("SFU killed and started again: from its start to a picture", back, "s"),
-        Figure("SFU killed: speech lost", told.lost_ms, "ms", note=f"pieces {told.lost}; all spoken: {spoke}"),
+        Figure("SFU killed: speech lost", reported.lost_ms, "ms", note=f"pieces {reported.lost}; all spoken: {spoke}"),
     )

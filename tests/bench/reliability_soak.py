@@ -187,8 +187,8 @@ def _course(memory: list[tuple[float, dict[str, float]]], name: str) -> list[str
 async def _left_over(running: Stack) -> tuple[int, dict[str, Any]]:
     """What there should be none of: sessions at agents, avatars in rooms, sessions that have not ended."""
     async with httpx.AsyncClient(trust_env=False, timeout=5) as http:
-        told = [(await http.get(f"{url}/health")).json() for url in running.agent_urls]
-    busy = [answer["capacity"]["sessions"] for answer in told]
+        reported = [(await http.get(f"{url}/health")).json() for url in running.agent_urls]
+    busy = [answer["capacity"]["sessions"] for answer in reported]
     avatars = await running.avatars()
     listed = (await running.http.get("/sessions")).json()["sessions"]
     unended = [session["session_id"] for session in listed if session["state"] not in ("stopped", "failed")]

@@ -162,9 +162,9 @@ async def in_step(seconds: int) -> list[Figure]:
         rate = (len(times) - 1) / (times[-1] - times[0])
     slope_error = float(np.std(skews)) / minutes[-1] * 3.5 / len(skews) ** 0.5
     noise = f"over {minutes[-1]:.1f} min; the slope's own noise is {slope_error:.2f}"
-    told = f"{len(heard)} of {seconds} bursts heard, {len(seen)} seen"
+    reported = f"{len(heard)} of {seconds} bursts heard, {len(seen)} seen"
     return [
-        Figure("A/V skew at the subscriber, |median|", abs(float(np.median(skews))), "ms", 20, note=told),
+        Figure("A/V skew at the subscriber, |median|", abs(float(np.median(skews))), "ms", 20, note=reported),
         Figure("A/V skew at the subscriber, p95", percentile(np.abs(skews).tolist(), 95), "ms", 40),
         Figure(
             "A/V drift",

@@ -13,7 +13,7 @@
   const analyser = new AnalyserNode(context, { fftSize: 256 });
   const samples = new Float32Array(analyser.fftSize);
   const canvas = new OffscreenCanvas(8, 8).getContext("2d", { willReadFrequently: true });
-  const measured = { seen: [], heard: [], told: [] };
+  const measured = { seen: [], heard: [], reported: [] };
   globalThis.skew = { measured, stop: () => client.stop(session.session_id) };
 
   let lit = false;
@@ -40,7 +40,7 @@
     context.createMediaStreamSource(new MediaStream([detail])).connect(analyser);
     setInterval(hear, 3);
   });
-  setInterval(async () => measured.told.push((await viewer.stats()).skewMs), 1000);
+  setInterval(async () => measured.reported.push((await viewer.stats()).skewMs), 1000);
 
   viewer.startAudio();
   await viewer.join(session);

@@ -123,7 +123,7 @@ async def test_resumes_after_cuts(page: Page, web: str) -> None:
     assert np.array_equal(np.concatenate(session.pcm), np.arange(48_000) % 32_000)
     assert session.marks[0] == ("audio.start", 5_000)
     assert session.marks[-1] == ("audio.end", 53_000)
-    assert len(session.marks) == 2  # no mark is told again once it was answered
+    assert len(session.marks) == 2  # no mark is reported again once it was answered
 
 
 async def test_refuses_what_it_cannot_keep(page: Page, web: str) -> None:

@@ -87,7 +87,7 @@ async def test_what_may_pass_is_asked_again(page: Page) -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "answers", "told"),
+    ("call", "answers", "reported"),
     [
         ("start({room: 'r'})", [(422, "avatar_missing")], ["avatar_missing", 422]),
         ("session('ses_1')", [(404, "session_not_found")], ["session_not_found", 404]),
@@ -95,13 +95,13 @@ async def test_what_may_pass_is_asked_again(page: Page) -> None:
         ("interrupt('ses_1')", [(409, "session_conflict")], ["session_conflict", 409]),
     ],
 )
-async def test_what_stays_or_may_have_been_done_is_told_at_once(
-    page: Page, call: str, answers: list[tuple[int, str]], told: list[Any]
+async def test_what_stays_or_may_have_been_done_is_reported_at_once(
+    page: Page, call: str, answers: list[tuple[int, str]], reported: list[Any]
 ) -> None:
     async with served(page) as (server, url):
         await page.open(f"{url}/favicon.svg")
         server.answers = answers
-        assert await page.run(CALL % call) == told
+        assert await page.run(CALL % call) == reported
         assert len(server.asked) == 1
 
 

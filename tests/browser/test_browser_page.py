@@ -215,14 +215,14 @@ def settled(measured: dict[str, list[float]]) -> bool:
     """The last ten bursts are seen and heard together, and the panel says what is so. Positive: the sound comes first."""
     seen = np.array(measured["seen"])
     ahead = np.median([seen[np.abs(seen - heard).argmin()] - heard for heard in measured["heard"][-10:]])
-    told = [value for value in measured["told"] if value is not None][-1]
-    return bool(abs(ahead) < 60 and abs(told - ahead) < 30)
+    reported = [value for value in measured["reported"] if value is not None][-1]
+    return bool(abs(ahead) < 60 and abs(reported - ahead) < 30)
 
 
 async def test_lips_and_sound_meet_in_the_browser(page: Page, stack: Stack) -> None:
     await page.open(f"{stack.url}/")
     await page.run(SKEW.read_text(), gesture=True)
-    await page.until("skew.measured.heard.length >= 16 && skew.measured.told.filter(Number.isFinite).length >= 8")
+    await page.until("skew.measured.heard.length >= 16 && skew.measured.reported.filter(Number.isFinite).length >= 8")
     # The jitter buffers settle first; on a machine that is busy with other tests that takes longer.
 
     async def together() -> bool:
@@ -286,12 +286,12 @@ async def test_asks_for_the_key_where_no_token_is_handed_out(page: Page, stack: 
     port = urlsplit(stack.url).port
     await page.open(f"http://page.localhost:{port}/")  # not a name that the demo trusts
     await page.click("#start")
-    for key, told in (("a-wrong-one", "refused"), (stack.api_key, None)):
+    for key, reported in (("a-wrong-one", "refused"), (stack.api_key, None)):
         await page.until("document.getElementById('key-dialog').open")
         await page.type(key)
         await page.key("Enter")
-        if told:
-            await page.until(f"document.getElementById('key-text').textContent.includes({told!r})")
+        if reported:
+            await page.until(f"document.getElementById('key-text').textContent.includes({reported!r})")
     await page.until(LIVE)
     kept = await page.run("JSON.stringify({...localStorage}) + document.cookie")
     assert stack.api_key not in kept

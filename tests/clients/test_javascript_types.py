@@ -65,9 +65,9 @@ def check(folder: Path, *files: Path) -> dict[str, list[int]]:
     config = folder / "tsconfig.json"
     config.write_text(json.dumps({"compilerOptions": OPTIONS, "files": [str(file) for file in files]}))
     command = ["node", COMPILER, "-p", config, "--pretty", "false"]
-    told = subprocess.run(command, capture_output=True, text=True, cwd=folder).stdout
+    reported = subprocess.run(command, capture_output=True, text=True, cwd=folder).stdout
     complaints: dict[str, list[int]] = {}
-    for file, line in re.findall(r"^(\S[^(]*)\((\d+),\d+\): error", told, re.MULTILINE):
+    for file, line in re.findall(r"^(\S[^(]*)\((\d+),\d+\): error", reported, re.MULTILINE):
         complaints.setdefault(Path(file).name, []).append(int(line))
     return complaints
 

@@ -46,14 +46,14 @@ def variables(settings: type[AgentSettings] | type[Settings]) -> set[str]:
 
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
 def test_hadolint_finds_nothing(file: Path) -> None:
-    told = subprocess.run([tool("hadolint"), str(file)], capture_output=True, text=True, timeout=NEVER_S)
-    assert told.returncode == 0, told.stdout + told.stderr
+    reported = subprocess.run([tool("hadolint"), str(file)], capture_output=True, text=True, timeout=NEVER_S)
+    assert reported.returncode == 0, reported.stdout + reported.stderr
 
 
 def test_the_compose_file_is_one() -> None:
     command = [tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(ROOT / "compose.yaml")]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=NEVER_S)
-    assert told.returncode == 0, told.stdout + told.stderr
+    reported = subprocess.run(command, capture_output=True, text=True, timeout=NEVER_S)
+    assert reported.returncode == 0, reported.stdout + reported.stderr
 
 
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)

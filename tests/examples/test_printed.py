@@ -52,7 +52,7 @@ def test_the_block_is_taken_to_the_letter(tmp_path: Path) -> None:
     assert (found.name, found.language, found.code, found.places) == ("one", "python", code, ("page.md",))
 
 
-def test_what_is_wrong_with_a_marker_is_told(tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_marker_is_reported(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("<!-- example: one -->\nwords\n```python\npass\n```\n")
     with pytest.raises(ValueError, match="no fenced block follows the marker of 'one'"):

@@ -1,4 +1,4 @@
-"""A session of the fake agent: every item that its link carried, what of it was heard, and the events that were told."""
+"""A session of the fake agent: every item that its link carried, what of it was heard, and the events that were reported."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class FakeSegment:
 
 @dataclass
 class FakeSession:
-    """One session: everything the link carried, and the events told."""
+    """One session: everything the link carried, and the events it reported."""
 
     request: AgentStartRequest
     state: SessionState = SessionState.READY
@@ -106,11 +106,11 @@ class FakeSession:
 
     def hello(self) -> LinkHello:
         """As the agent does: what it has of the session, for an orchestrator that adopts it."""
-        told = [s.received + s.end for s in self.segments.values() if s.received is not None]
+        reported = [s.received + s.end for s in self.segments.values() if s.received is not None]
         return LinkHello(
             items=self.items,
             segments=max(self.segments, default=0),
-            received_samples=max(told, default=None),
+            received_samples=max(reported, default=None),
             events=len(self.events),
         )
 
@@ -157,27 +157,29 @@ class FakeSession:
                 self.last = self.current
             return
         self.texts.append(json.loads(message["text"]))
-        told = link_message.validate_json(message["text"])
-        if isinstance(told, SegmentStart):
-            assert told.segment not in self.segments, "a segment was opened twice"
-            base = round(told.heard_s * told.sample_rate)
-            fresh = FakeSegment(told.segment, told.sample_rate, base=base, heard=base, received=told.received)
-            fresh.started = told.heard_s > 0
-            self.current = self.segments[told.segment] = fresh
-        elif isinstance(told, SegmentCues):
-            assert self.current is not None and self.current.number == told.segment
-            self.current.cues += [(cue.phoneme, cue.start, cue.end) for cue in told.cues]
-        elif isinstance(told, SegmentEnd) and self.current is None:
+        reported = link_message.validate_json(message["text"])
+        if isinstance(reported, SegmentStart):
+            assert reported.segment not in self.segments, "a segment was opened twice"
+            base = round(reported.heard_s * reported.sample_rate)
+            fresh = FakeSegment(
+                reported.segment, reported.sample_rate, base=base, heard=base, received=reported.received
+            )
+            fresh.started = reported.heard_s > 0
+            self.current = self.segments[reported.segment] = fresh
+        elif isinstance(reported, SegmentCues):
+            assert self.current is not None and self.current.number == reported.segment
+            self.current.cues += [(cue.phoneme, cue.start, cue.end) for cue in reported.cues]
+        elif isinstance(reported, SegmentEnd) and self.current is None:
             assert (
-                told.segment in self.segments
+                reported.segment in self.segments
             )  # an orchestrator that adopted the session ends what has ended: harmless
-        elif isinstance(told, SegmentEnd):
-            assert self.current is not None and self.current.number == told.segment
+        elif isinstance(reported, SegmentEnd):
+            assert self.current is not None and self.current.number == reported.segment
             self.current.ended = True
             if at_once:
                 self.finish(self.current)
             self.current = None
-        elif isinstance(told, LinkClear):
+        elif isinstance(reported, LinkClear):
             self._clear()
 
     def _clear(self) -> None:

@@ -132,12 +132,16 @@ class FakeElevenLabs:
                 return False
             call.spoken += "".join(chars)
             times = [self.letter_ms * n for n in range(len(chars))]
-            told = {"chars": list(chars), "charStartTimesMs": times, "charDurationsMs": [self.letter_ms] * len(chars)}
+            reported = {
+                "chars": list(chars),
+                "charStartTimesMs": times,
+                "charDurationsMs": [self.letter_ms] * len(chars),
+            }
             message = {
                 "audio": base64.b64encode(self._sound("".join(chars), rate)).decode(),
                 "isFinal": None,
-                "normalizedAlignment": told if self.aligned else None,
-                "alignment": told if self.aligned else None,
+                "normalizedAlignment": reported if self.aligned else None,
+                "alignment": reported if self.aligned else None,
             }
             await connection.send(json.dumps(message))
         return True

@@ -1,4 +1,4 @@
-"""A real https server that takes webhooks, and answers what it is told to."""
+"""A real https server that takes webhooks, and answers what it is asked to."""
 
 from __future__ import annotations
 

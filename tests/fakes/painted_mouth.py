@@ -1,6 +1,6 @@
 """A network that paints: a known mouth on a known face, with the faults that the real one has, each of a known size.
 
-It blurs what it is shown, tints it, adds noise of its own to each face, and lets the lips tremble; the mouth's opening is told.
+It blurs what it is shown, tints it, adds noise of its own to each face, and lets the lips tremble; the mouth's opening is reported.
 """
 
 from __future__ import annotations
@@ -123,9 +123,9 @@ def opening_of(face: Pixels, at: tuple[float, float], reach: float) -> float:
     return float(np.clip((lip - column) / (lip - inside), 0, 1).sum())
 
 
-def lag_frames(seen: NDArray[np.float64], told: NDArray[np.float64]) -> float:
+def lag_frames(seen: NDArray[np.float64], reported: NDArray[np.float64]) -> float:
     """By how many frames a curve is later than another: the peak of their correlation, by a parabola through three."""
-    a, b = seen - seen.mean(), told - told.mean()
+    a, b = seen - seen.mean(), reported - reported.mean()
     sums = [float(a[max(0, k) : len(a) + min(0, k)] @ b[max(0, -k) : len(b) - max(0, k)]) for k in range(-3, 4)]
     best = min(max(int(np.argmax(sums)), 1), 5)
     before, at, after = sums[best - 1 : best + 2]

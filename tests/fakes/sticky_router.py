@@ -181,8 +181,8 @@ class StickyRouter:
                     address, additional_headers=headers, proxy=None, compression=None, max_size=None
                 )
             except websockets.InvalidStatus as error:
-                told = error.response
-                await socket.send_denial_response(Response(told.body, told.status_code))
+                reported = error.response
+                await socket.send_denial_response(Response(reported.body, reported.status_code))
                 return
             except OSError:
                 await socket.send_denial_response(PlainTextResponse("container gone", 503))
@@ -244,13 +244,13 @@ class _Aio:
 async def router_server(url: str, monkeypatch: Any) -> AsyncIterator[Any]:
     """What `modal.Server.from_name` returns, at the router's address: the package's own sessions, without its look-ups."""
 
-    async def told(value: str) -> str:
+    async def reported(value: str) -> str:
         return value
 
     async def get_url() -> str:
-        return await told(url)
+        return await reported(url)
 
-    function = SimpleNamespace(_get_flash_auth_token=lambda: told(CONTROL_TOKEN))
+    function = SimpleNamespace(_get_flash_auth_token=lambda: reported(CONTROL_TOKEN))
     inner = SimpleNamespace(_is_sessioned=True, _get_service_function=lambda: function, get_url=get_url)
     sessions = _ServerSessionsManager(cast(_Server, inner))
     async with aiohttp.ClientSession() as client:

@@ -28,9 +28,9 @@ async def answered(port: int, head: str, body: bytes = b"") -> tuple[int, str]:
     try:
         async with asyncio.timeout(NEVER_S):
             writer.write(head.replace("\n", "\r\n").encode() + b"\r\n" + body)
-            told = await reader.readuntil(b"\r\n\r\n")
-            length = int(told.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
-            return int(told.split(b" ")[1]), json.loads(await reader.readexactly(length))["code"]
+            reported = await reader.readuntil(b"\r\n\r\n")
+            length = int(reported.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+            return int(reported.split(b" ")[1]), json.loads(await reader.readexactly(length))["code"]
     finally:
         writer.close()
 

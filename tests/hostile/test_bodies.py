@@ -86,7 +86,7 @@ async def session() -> AsyncIterator[tuple[Stage, str]]:
         yield running, (await running.start())["session_id"]
 
 
-async def told(answer: httpx.Response) -> str:
+async def reported(answer: httpx.Response) -> str:
     """The code of a refusal, which is problem+json and says something."""
     assert 400 <= answer.status_code < 500, (answer.status_code, answer.text[:300])
     assert answer.headers["content-type"] == MEDIA_TYPE
@@ -104,7 +104,7 @@ async def test_what_is_no_object_is_refused(session: tuple[Stage, str], route: s
     for name, body in NOT_AN_OBJECT.items():
         for kind in kinds:
             answer = await running.http.post(route.format(id=session_id), content=body, headers={"Content-Type": kind})
-            assert await told(answer) in REFUSED, name
+            assert await reported(answer) in REFUSED, name
     assert (await running.http.get(f"/session/{session_id}")).json()["state"] == "ready"
 
 
@@ -128,7 +128,7 @@ async def test_wrong_values_name_their_field(session: tuple[Stage, str], route: 
             answer = await running.http.post(route.format(id=session_id), json=body)
             if answer.status_code < 300:
                 continue  # an identity may be long, an address empty
-            code = await told(answer)
+            code = await reported(answer)
             assert code != "internal_error", (field, name)
             if code == "invalid_request":
                 assert answer.json()["field"].split(".")[0] == field, (field, name)
@@ -138,7 +138,7 @@ async def test_an_unknown_field_is_named(session: tuple[Stage, str]) -> None:
     running, _ = session
     for name in ("rooms", "__proto__", "constructor", "room\0", "a" * 5000, "🙂"):
         answer = await running.http.post("/token", json={"room": "a", "identity": "b", name: 1})
-        assert await told(answer) == "invalid_request"
+        assert await reported(answer) == "invalid_request"
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -164,12 +164,12 @@ async def test_bodies_too_large_are_refused_before_they_are_read(session: tuple[
             yield bytes(1 << 10)
 
     announced = await running.http.post("/token", content=json.dumps({"room": "a" * (300 << 10)}))
-    assert await told(announced) == "message_too_large"
+    assert await reported(announced) == "message_too_large"
     try:
         streamed = await running.http.post("/token", content=endless())
     except httpx.TransportError:
         return  # the server may close while the client still sends
-    assert await told(streamed) == "message_too_large"
+    assert await reported(streamed) == "message_too_large"
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ async def test_bodies_too_large_are_refused_before_they_are_read(session: tuple[
 async def test_keys_that_are_none(session: tuple[Stage, str], header: str) -> None:
     running, _ = session
     answer = await running.http.get("/sessions", headers={"Authorization": header.encode("latin-1")})
-    assert await told(answer) in ("unauthorized", "rate_limited")
+    assert await reported(answer) in ("unauthorized", "rate_limited")
 
 
 @pytest.mark.parametrize("path", ["/token", "/avatars"])

@@ -35,5 +35,5 @@ async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        told, _ = await process.communicate()
-    assert process.returncode == 0, told.decode()[-6000:]
+        reported, _ = await process.communicate()
+    assert process.returncode == 0, reported.decode()[-6000:]

@@ -42,8 +42,8 @@ async def test_a_start_ends_and_leaves_nothing(
     async with asyncio.timeout(NEVER_S):
         async with agent(tmp_path) as here, stuck(first, then) as port:
             url = f"ws://127.0.0.1:{port}"
-            told = await here.start(connect_livekit=True, livekit_url=url)
-            assert (told.status_code, told.json()["code"]) == (503, "livekit_unavailable")
+            reported = await here.start(connect_livekit=True, livekit_url=url)
+            assert (reported.status_code, reported.json()["code"]) == (503, "livekit_unavailable")
             assert (await here.http.get("/health")).json()["capacity"]["sessions"] == 0
             assert (await here.start("s2")).status_code == 200
         # a join that is under way cannot be called off; it ends when its server does

@@ -63,8 +63,8 @@ async def test_a_deployment_without_redis_is_asked_once(
     async with ingresses(livekit_server) as made:
         for _ in range(3):
             assert await made.create("stage", "avatar-ses_1", "Avatar") is None
-    (told,) = [record for record in caplog.records if record.message.startswith("no ingress")]
-    assert (told.reason, told.asked_again_s) == ("no Redis", 300.0)  # type: ignore[attr-defined]
+    (reported,) = [record for record in caplog.records if record.message.startswith("no ingress")]
+    assert (reported.reason, reported.asked_again_s) == ("no Redis", 300.0)  # type: ignore[attr-defined]
 
 
 async def test_a_deployment_with_redis_and_no_address_is_asked_once_and_nothing_is_left() -> None:

@@ -26,14 +26,14 @@ def test_the_names_and_arguments_are_the_packages() -> None:
 
 
 def test_the_headers_and_addresses_are_the_packages() -> None:
-    told = inspect.getsource(inspect.unwrap(_post_session_start)) + inspect.getsource(_ServerSessionsManager)
+    reported = inspect.getsource(inspect.unwrap(_post_session_start)) + inspect.getsource(_ServerSessionsManager)
     for word in (
         f'"{HEADER}"',
         "/_modal/sessions/start",
         "x-modal-server-session-idle-timeout",
         "x-modal-server-session-token",
     ):
-        assert word in told, word
+        assert word in reported, word
     assert "/_modal/sessions/terminate" in inspect.getsource(inspect.unwrap(_post_session_terminate))
 
 

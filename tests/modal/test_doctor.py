@@ -33,8 +33,8 @@ class Workspace:
 
 
 def wanted(monkeypatch: pytest.MonkeyPatch) -> Wanted:
-    told: Wanted = inspected(monkeypatch).module.wanted()
-    return told
+    reported: Wanted = inspected(monkeypatch).module.wanted()
+    return reported
 
 
 def whole(of: Wanted) -> Workspace:
@@ -52,7 +52,7 @@ def test_nothing_is_said_of_a_whole_workspace(monkeypatch: pytest.MonkeyPatch) -
     assert "musetalkV15/unet.pth" in of.weights and "face/face_landmark.tflite" in of.weights
 
 
-def test_an_empty_workspace_is_told_every_step_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_workspace_gets_every_step_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     findings = examine(Workspace(), ModalSettings(), wanted(monkeypatch))
     cures = [finding.cure.split(" ")[:4] for finding in findings if finding.verdict == "todo"]
     assert next_command(findings) == findings[1].cure and exit_code(findings) == 1
@@ -65,7 +65,7 @@ def test_an_empty_workspace_is_told_every_step_in_order(monkeypatch: pytest.Monk
     ]
 
 
-def test_what_is_half_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_half_there_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     of = wanted(monkeypatch)
     mine = whole(of)
     mine.secrets["livekit"].discard("LIVEKIT_API_SECRET")

@@ -75,8 +75,8 @@ async def test_sessions_stay_where_they_are_and_those_of_a_dead_container_move(
         for session_id, line in lines.items():
             finished = await line.wait("playback.finished")
             assert finished["position_s"] == pytest.approx(SPEECH_S, abs=0.01) and not finished["interrupted"]
-            told = (await running.http.get(f"/session/{session_id}")).json()
-            assert told["moves"] == (1 if session_id in theirs else 0)
+            reported = (await running.http.get(f"/session/{session_id}")).json()
+            assert reported["moves"] == (1 if session_id in theirs else 0)
         audio = (await running.http.get("/debug/audio")).json()["sessions"]
         assert {s["session_id"]: s["agent_link"]["drops"] for s in audio if s["session_id"] in others} == dict.fromkeys(
             others, 0

@@ -72,8 +72,8 @@ async def test_the_next_orchestrator_finds_the_place_again(monkeypatch: pytest.M
         assert token.encode() not in Path(store).read_bytes()
         async with at_modal(store_path=store) as running:
             path = f"/session/{started['session_id']}"
-            told = (await running.http.get(path)).json()
-            assert (told["state"], told["moves"]) == ("ready", 0)
+            reported = (await running.http.get(path)).json()
+            assert (reported["state"], reported["moves"]) == ("ready", 0)
             assert list(router.places) == [token]
             assert (await running.http.post(f"{path}/stop")).json()["state"] == "stopped"
             await given_back(running)

@@ -1,4 +1,4 @@
-"""Renders at Modal: containers that see each other's files when they are told to, and calls that Modal may bring twice."""
+"""Renders at Modal: containers that see each other's files when they are asked to, and calls that Modal may bring twice."""
 
 from __future__ import annotations
 

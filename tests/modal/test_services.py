@@ -75,8 +75,8 @@ async def test_both_services_run_as_in_their_containers_and_one_session_goes_thr
     service = await agent.start()
     assert service.command[1:] == ["-m", "musetalk_agent", "serve", "--host", "0.0.0.0", "--port", agent_url[17:]]
     assert "ORCHESTRATOR_API_KEY" not in service.environment
-    told = service.health()
-    assert told is not None and (told["capacity"]["sessions"], told["capacity"]["sessions_max"]) == (0, 3)
+    reported = service.health()
+    assert reported is not None and (reported["capacity"]["sessions"], reported["capacity"]["sessions_max"]) == (0, 3)
     await orchestrator.start()
     try:
         async with httpx.AsyncClient(trust_env=False, timeout=NEVER_S, base_url=url) as http:

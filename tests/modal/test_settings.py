@@ -54,7 +54,7 @@ def test_a_wrong_value_is_named(name: str, value: str, monkeypatch: pytest.Monke
 
 def test_nobody_else_loads_the_package() -> None:
     code = "import sys, orchestrator.app; print('modal' in sys.modules)"
-    told = subprocess.run(
+    reported = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=NEVER_S, check=True
     ).stdout
-    assert told.strip() == "False"
+    assert reported.strip() == "False"

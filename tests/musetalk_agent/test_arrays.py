@@ -48,7 +48,7 @@ def test_objects_are_never_unpickled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["PK directory", "magic", "end"])
-def test_weights_of_the_mouth_network_that_are_damaged_are_told_as_such(tmp_path: Path, place: str) -> None:
+def test_weights_of_the_mouth_network_that_are_damaged_are_reported_as_such(tmp_path: Path, place: str) -> None:
     path = tmp_path / "mouth.npz"
     save_arrays(path, {"conv.w": np.zeros((2, 2), np.float16)})
     data = bytearray(path.read_bytes())

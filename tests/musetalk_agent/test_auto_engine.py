@@ -96,8 +96,8 @@ async def test_auto_is_warp_where_musetalk_cannot_run_and_says_why(
             prepare(cuda)
         async with card_world(tmp_path, models, cuda, monkeypatch) as here:
             await here.factory.start()
-            told = await _works(here)
-    assert re.match(said, told, re.DOTALL), told
+            reported = await _works(here)
+    assert re.match(said, reported, re.DOTALL), reported
 
 
 async def test_broken_weights_are_named(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,10 +108,10 @@ async def test_broken_weights_are_named(tmp_path: Path, models: Path, monkeypatc
         paint(monkeypatch, cuda)
         async with card_world(tmp_path, broken, cuda, monkeypatch) as here:
             await here.factory.start()
-            told = await _works(here)
+            reported = await _works(here)
             with pytest.raises(Exception, match=r"unet\.pth is damaged"):
                 here.factory.engines.resolve("musetalk")
-    assert told.startswith("warp: ") and "unet.pth is damaged or cut off" in told
+    assert reported.startswith("warp: ") and "unet.pth is damaged or cut off" in reported
 
 
 @pytest.mark.parametrize(("profile", "slow"), [("lower", {"quality"}), ("fast", {"quality", "lower"})])
@@ -130,11 +130,11 @@ async def test_auto_goes_down_the_profiles_until_one_does(
         )
         async with card_world(tmp_path, models, cuda, monkeypatch) as here:
             await here.factory.start()
-            told = await _works(here)
+            reported = await _works(here)
             assert here.factory.engines.stats()["profile"] == profile
             assert here.sessions.get("a").engine_note == here.factory.engines.note("auto")
-    assert told.startswith(f"musetalk: MuseTalk runs in the profile '{profile}': In 'quality': ")
-    assert told.count("too few") == len(slow)
+    assert reported.startswith(f"musetalk: MuseTalk runs in the profile '{profile}': In 'quality': ")
+    assert reported.count("too few") == len(slow)
 
 
 async def test_fast_without_its_weights_is_a_reason_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,9 +162,9 @@ async def test_the_machine_s_clock_sleeps_no_less_than_it_was_asked() -> None:
 
 
 def test_the_wall_clock_is_utc_to_the_millisecond() -> None:
-    told = utc_now()
-    assert told.endswith("Z") and len(told) == len("2026-11-28T20:53:00.123Z")
-    assert abs(datetime.fromisoformat(told) - datetime.now(UTC)) < timedelta(seconds=NEVER_S)
+    reported = utc_now()
+    assert reported.endswith("Z") and len(reported) == len("2026-11-28T20:53:00.123Z")
+    assert abs(datetime.fromisoformat(reported) - datetime.now(UTC)) < timedelta(seconds=NEVER_S)
 
 
 def test_seconds_since_1970_are_written_as_the_wall_clock_is() -> None:

@@ -39,8 +39,8 @@ def test_every_command_explains_itself_in_help(command: str, capsys: pytest.Capt
     with pytest.raises(SystemExit) as ended:
         command_line.parser().parse_args([command, "--help"])
     assert ended.value.code == 0
-    told = capsys.readouterr().out
-    assert told.startswith(f"usage: musetalk-agent {command}") and len(told.splitlines()) > 3
+    reported = capsys.readouterr().out
+    assert reported.startswith(f"usage: musetalk-agent {command}") and len(reported.splitlines()) > 3
 
 
 def test_the_overview_names_every_command_and_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,13 +48,13 @@ def test_the_overview_names_every_command_and_the_version_is_the_package_s(capsy
         with pytest.raises(SystemExit) as ended:
             command_line.parser().parse_args(argv)
         assert ended.value.code == code
-        told = capsys.readouterr()
+        reported = capsys.readouterr()
         if argv == ["--help"]:
-            assert [name for name in COMMANDS if f"    {name}" not in told.out] == []
+            assert [name for name in COMMANDS if f"    {name}" not in reported.out] == []
         elif argv == ["--version"]:
-            assert told.out == f"musetalk-agent {VERSION}\n"
+            assert reported.out == f"musetalk-agent {VERSION}\n"
         else:
-            assert "usage: musetalk-agent" in told.err
+            assert "usage: musetalk-agent" in reported.err
 
 
 @pytest.mark.parametrize("where", ["parser", "command"])
@@ -81,7 +81,7 @@ def serve(*argv: str) -> int:
     return code
 
 
-def test_wrong_settings_are_told_by_the_names_of_their_variables_and_end_with_2(
+def test_wrong_settings_are_recognised_by_the_names_of_their_variables_and_end_with_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("AGENT_MAX_SESSIONS", "none")
@@ -153,8 +153,8 @@ def test_an_engine_that_cannot_run_here_ends_the_start_with_its_code_and_sentenc
 
     monkeypatch.setattr(agent_app, "create_app", refuse)
     assert serve() == 1
-    told = capsys.readouterr().err
-    assert told == "musetalk-agent: engine_unavailable: torch is not installed: install the extra [musetalk].\n"
+    reported = capsys.readouterr().err
+    assert reported == "musetalk-agent: engine_unavailable: torch is not installed: install the extra [musetalk].\n"
 
 
 @pytest.mark.parametrize(("started", "code"), [(True, 0), (False, 1)])
@@ -166,7 +166,7 @@ def test_a_server_that_ran_ends_well_and_one_that_never_listened_does_not(
     assert vars(Server.made) == {"host": "0.0.0.0", "port": 9999}
 
 
-def test_an_engine_that_does_not_start_ends_the_server_and_is_told(
+def test_an_engine_that_does_not_start_ends_the_server_and_is_reported(
     engines: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(server: Server) -> None:

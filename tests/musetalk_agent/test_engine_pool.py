@@ -38,7 +38,7 @@ def test_musetalk_without_weights_is_an_error_at_start(tmp_path: Path) -> None:
         pool(tmp_path).resolve("musetalk")
 
 
-def test_without_the_extra_its_name_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_its_name_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
     assert pool(tmp_path).default == "warp"

@@ -1,4 +1,4 @@
-"""Rewinding: whatever was not heard is heard after all, every sample once, and nothing is told twice."""
+"""Rewinding: whatever was not heard is heard after all, every sample once, and nothing is reported twice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FRAME_S = 1 / 25
 
 
 def noise(seconds: float, rate: int, seed: int) -> Pcm:
-    """Loud noise that is nowhere zero, so that added silence can be told from it."""
+    """Loud noise that is nowhere zero, so that added silence can be distinguished from it."""
     values = np.random.default_rng(seed).integers(100, 12_000, round(seconds * rate))
     return np.where(np.arange(len(values)) % 3, values, -values).astype(np.int16)
 
@@ -61,7 +61,7 @@ def position(made: Stand) -> int:
     return made.pipeline.player._publisher.playout.position()
 
 
-def told(made: Stand) -> list[tuple[str, int]]:
+def reported(made: Stand) -> list[tuple[str, int]]:
     events = [e for _, e in made.events if isinstance(e, PlaybackStarted | PlaybackFinished)]
     return [(e.type, e.segment) for e in events]
 
@@ -86,12 +86,12 @@ async def test_in_the_middle_of_a_segment(executor: ThreadPoolExecutor, rate: in
         assert made.pipeline.player.position_s == before
         await made.pass_time(4)
     assert np.array_equal(viewer.heard(), at_room_rate(speech, rate))
-    assert told(made) == once([1])
+    assert reported(made) == once([1])
     assert made.events[-1][1] == PlaybackFinished(segment=1, position_s=2.0, interrupted=False)
     assert made.pipeline.player.position_s == pytest.approx(2.0, abs=1e-3)
 
 
-async def test_across_segments_that_were_told_finished(executor: ThreadPoolExecutor) -> None:
+async def test_across_segments_that_were_reported_finished(executor: ThreadPoolExecutor) -> None:
     parts = [noise(0.4, 16_000, seed) for seed in range(5)]
     async with stand(executor) as made:
         viewer = Viewer(made)
@@ -100,7 +100,7 @@ async def test_across_segments_that_were_told_finished(executor: ThreadPoolExecu
             made.pipeline.push(part)
             made.pipeline.end()
         await made.pass_time(1.5)
-        assert told(made)[-1] == ("playback.started", 4)
+        assert reported(made)[-1] == ("playback.started", 4)
         assert made.pipeline.player.heard[0] == 4
         viewer.rewind(round(0.5 * ROOM_RATE))  # within the second
         assert made.pipeline.player.heard[0] == 4
@@ -108,7 +108,7 @@ async def test_across_segments_that_were_told_finished(executor: ThreadPoolExecu
         assert made.pipeline.player.heard[0] == 4  # it stands until the replay has caught up
         await made.pass_time(4)
     assert np.array_equal(viewer.heard(), np.concatenate([at_room_rate(p, 16_000) for p in parts]))
-    assert told(made) == once([1, 2, 3, 4, 5])
+    assert reported(made) == once([1, 2, 3, 4, 5])
     assert made.pipeline.player.heard == (5, pytest.approx(0.4))
     assert made.pipeline.player.position_s == pytest.approx(2.0, abs=1e-3)
 
@@ -122,7 +122,7 @@ async def test_after_the_last_segment_and_at_its_boundary(executor: ThreadPoolEx
             made.pipeline.push(part)
             made.pipeline.end()
         await made.pass_time(2)
-        assert told(made) == once([1, 2])
+        assert reported(made) == once([1, 2])
         viewer.rewind(round(0.4 * ROOM_RATE))  # the first one was heard whole, the second not at all
         assert made.pipeline.player.open_segments == 1
         await made.pass_time(2)
@@ -130,7 +130,7 @@ async def test_after_the_last_segment_and_at_its_boundary(executor: ThreadPoolEx
         assert made.pipeline.player.open_segments == 0
         await made.pass_time(1)
     assert np.array_equal(viewer.heard(), np.concatenate([at_room_rate(p, 16_000) for p in parts]))
-    assert told(made) == once([1, 2])
+    assert reported(made) == once([1, 2])
     assert made.pipeline.player.position_s == pytest.approx(0.8, abs=1e-3)
     assert [speaking for _, speaking in made.spoken] == [True, False, True, False]
 
@@ -149,7 +149,7 @@ async def test_a_sender_at_real_time_pace_notices_nothing(executor: ThreadPoolEx
         made.pipeline.end()
         await made.pass_time(3)
     assert np.array_equal(viewer.heard(), at_room_rate(speech, 16_000))
-    assert told(made) == once([1])
+    assert reported(made) == once([1])
     assert made.pipeline.player.heard == (1, pytest.approx(4.0))
 
 
@@ -168,7 +168,7 @@ async def test_lips_and_voice_are_together_again_after_it(executor: ThreadPoolEx
     assert max(abs(w - o) for w, o in zip(whites, onsets, strict=True)) <= FRAME_S
 
 
-async def test_a_clear_right_after_it_tells_no_less_than_was_told(executor: ThreadPoolExecutor) -> None:
+async def test_a_clear_right_after_it_tells_no_less_than_was_reported(executor: ThreadPoolExecutor) -> None:
     async with stand(executor) as made:
         made.pipeline.begin(1, 16_000)
         made.pipeline.push(noise(1.0, 16_000, 4))
@@ -185,7 +185,7 @@ async def test_a_clear_right_after_it_tells_no_less_than_was_told(executor: Thre
         made.pipeline.rewind(0)  # a clear forgets: nothing is left to be said again
         await made.pass_time(1)
     assert not made.sound
-    assert told(made) == once([1, 2])
+    assert reported(made) == once([1, 2])
     finished = next(e for _, e in made.events if isinstance(e, PlaybackFinished) and e.segment == 2)
     assert finished.position_s == pytest.approx(heard_s, abs=1e-3) and finished.interrupted
 
@@ -201,7 +201,7 @@ async def test_what_is_kept_is_bounded(executor: ThreadPoolExecutor) -> None:
         made.pipeline.rewind(0)
         await made.pass_time(20)
     assert 10 * ROOM_RATE <= sum(len(b) for _, b in made.sound) <= (KEPT_S + 1) * ROOM_RATE
-    assert told(made) == once(range(1, 31))
+    assert reported(made) == once(range(1, 31))
 
 
 async def test_a_segment_that_was_begun_elsewhere_counts_from_its_own_beginning(executor: ThreadPoolExecutor) -> None:
@@ -264,7 +264,7 @@ async def _play(executor: ThreadPoolExecutor, steps: list[Step], rate: int) -> N
         await made.pass_time(20)
     expected = [at_room_rate(np.concatenate(parts), rate) for parts in said]
     assert np.array_equal(viewer.heard(), np.concatenate([np.zeros(0, np.int16), *expected]))
-    assert told(made) == once(range(1, len(said) + 1))
+    assert reported(made) == once(range(1, len(said) + 1))
     assert positions == sorted(positions) and heard == sorted(heard)
     assert made.pipeline.player.buffered_s == 0
     lengths = [e.position_s for _, e in made.events if isinstance(e, PlaybackFinished)]

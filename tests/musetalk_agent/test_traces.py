@@ -96,7 +96,7 @@ def test_without_an_address_nothing_is_imported() -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"OTEL_SDK_DISABLED": "true"}])
-def test_an_address_without_the_extra_is_told_and_harmless(
+def test_an_address_without_the_extra_is_reported_and_harmless(
     more: dict[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name, value in {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", **more}.items():

@@ -18,21 +18,21 @@ BURSTS_AT_S = [0.48, 1.48]  # of `bursts(2)`, which last 2.48 s
 
 
 class Voice:
-    """Says what it is told to, and nothing of what it was not told in time."""
+    """Says what it is asked to, and nothing of what came too late."""
 
     made: Stand
 
     def __init__(self) -> None:
-        self.told: list[tuple[float, VoiceTiming]] = []
+        self.reported: list[tuple[float, VoiceTiming]] = []
         self.timings = VoiceTimingQueue(self._note)
 
     def _note(self) -> None:
-        self.told += [(self.made.clock.now(), due) for due in self.timings.take()]
+        self.reported += [(self.made.clock.now(), due) for due in self.timings.take()]
 
     def said_at(self, segment: int, second: float) -> float:
         """When that second left, by the last word about it that came before."""
         at = -1.0
-        for came, due in self.told:
+        for came, due in self.reported:
             if due.segment == segment and due.heard_s <= second + 1e-9 and not due.held:
                 assert due.at - came > 0.05, "it came too late to be said in time"
                 at = due.at + second - due.heard_s
@@ -40,7 +40,7 @@ class Voice:
 
 
 @pytest.mark.parametrize("gap_s", [0.0, 0.12, 0.7])
-async def test_lips_move_when_the_told_sound_leaves(executor: ThreadPoolExecutor, gap_s: float) -> None:
+async def test_lips_move_when_the_reported_sound_leaves(executor: ThreadPoolExecutor, gap_s: float) -> None:
     voice = Voice()
     async with stand(executor, timings=voice.timings) as made:
         voice.made = made
@@ -56,10 +56,10 @@ async def test_lips_move_when_the_told_sound_leaves(executor: ThreadPoolExecutor
     seconds = [(1, at) for at in BURSTS_AT_S] + [(1, 2.48 + at) for at in BURSTS_AT_S] + [(2, at) for at in BURSTS_AT_S]
     said = [voice.said_at(*second) for second in seconds]
     assert max(abs(white - at) for white, at in zip(made.whites(), said, strict=True)) <= 0.006
-    came, first = voice.told[0]
+    came, first = voice.reported[0]
     assert first.heard_s == 0 and first.at - came == pytest.approx(VOICE_LEAD_S, abs=0.05)
-    assert any(due.held for _, due in voice.told) is (gap_s > 0)
-    gaps = [b[0] - a[0] for a, b in zip(voice.told, voice.told[1:], strict=False) if not a[1].held]
+    assert any(due.held for _, due in voice.reported) is (gap_s > 0)
+    gaps = [b[0] - a[0] for a, b in zip(voice.reported, voice.reported[1:], strict=False) if not a[1].held]
     assert max(gaps) <= 1.0
 
 
@@ -98,13 +98,13 @@ async def test_it_waits_while_nothing_takes_the_pictures_and_says_no_word_twice(
         flows.clear()
         playout.held = True
         await made.pass_time(2)
-        stood = [due for _, due in voice.told if due.held]
-        assert len(stood) == 1  # told once, and in time
-        assert next(came for came, due in voice.told if due.held) < stood[0].at - 0.05
+        stood = [due for _, due in voice.reported if due.held]
+        assert len(stood) == 1  # reported once, and in time
+        assert next(came for came, due in voice.reported if due.held) < stood[0].at - 0.05
         playout.held = False
         flows.set()
         await made.pass_time(4)
-    going_on = voice.told[voice.told.index(next(t for t in voice.told if t[1].held)) + 1][1]
+    going_on = voice.reported[voice.reported.index(next(t for t in voice.reported if t[1].held)) + 1][1]
     assert going_on.heard_s == pytest.approx(stood[0].heard_s, abs=0.001) and going_on.at > stood[0].at + 1
     said = [voice.said_at(1, 0.48 + k) for k in range(3)]
     assert max(abs(white - at) for white, at in zip(made.whites(), said, strict=True)) <= 0.006
@@ -120,7 +120,7 @@ async def test_a_way_out_that_died_does_not_make_it_speak_twice(executor: Thread
         made.pipeline.rewind(0)
         made.pipeline.end()
         await made.pass_time(3)
-    assert [d.heard_s for _, d in voice.told] == sorted(d.heard_s for _, d in voice.told)
+    assert [d.heard_s for _, d in voice.reported] == sorted(d.heard_s for _, d in voice.reported)
     assert made.events[-1][1] == PlaybackFinished(segment=1, position_s=2.48, interrupted=False)
     assert len(asyncio.all_tasks()) == 1
 

@@ -75,7 +75,7 @@ def test_a_file_listed_twice(tmp_path: Path) -> None:
         Manifest.load(path)
 
 
-def test_missing_wrong_size_and_unknown_are_told_with_the_command(store: ModelStore) -> None:
+def test_missing_wrong_size_and_unknown_are_reported_with_the_command(store: ModelStore) -> None:
     with pytest.raises(WeightsMissing, match=r"net/a\.bin is missing.*fetch-models test"):
         store.path("net/a.bin")
     (store.directory / "net/a.bin").write_bytes(b"short")

@@ -1,4 +1,4 @@
-"""Speech whose every tenth of a second says which one it is, so that what was lost or said twice can be told from the sound.
+"""Speech whose every tenth of a second says which one it is, so that what was lost or said twice can be found from the sound.
 
 A period of one second holds eight pieces of 100 ms with two tones each, then 200 ms of silence; the `pattern` engine shows white
 while it sounds. Pieces are numbered from 0, the silent ones too; numbers repeat after 51.2 s.

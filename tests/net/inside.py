@@ -42,14 +42,14 @@ async def inside(function: str, within_s: float = 100.0, **arguments: Any) -> An
     assert process.stdout is not None
     try:
         async with asyncio.timeout(within_s):
-            told = await process.stdout.read()
+            reported = await process.stdout.read()
             code = await process.wait()
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
     assert code == 0, f"{function} failed; see standard error"
-    return json.loads(told)
+    return json.loads(reported)
 
 
 async def _called(function: str, arguments: dict[str, Any]) -> Any:

@@ -1,6 +1,6 @@
 """The wire between two network namespaces: two TUN devices, and every packet from one to the other takes its own time.
 
-A program: `python -m tests.net.router NEAR FAR` makes the devices, prints `ready`, and is told the delay on stdin, one JSON object
+A program: `python -m tests.net.router NEAR FAR` makes the devices, prints `ready`, and reads the delay from stdin, one JSON object
 a line: `{"delay_ms": 40, "jitter_ms": 20}`. As `tc netem` does, a packet takes delay ± jitter, evenly spread, and may overtake.
 """
 
@@ -48,11 +48,11 @@ class Router:
                 for key, _ in selector.select(wait):
                     if key.fd != 0:
                         self._take(key.fd)
-                    elif not self._told():
+                    elif not self._reported():
                         return
                 self._pass_on()
 
-    def _told(self) -> bool:
+    def _reported(self) -> bool:
         line = sys.stdin.readline()
         if line:
             order = json.loads(line)

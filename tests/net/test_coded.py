@@ -1,4 +1,4 @@
-"""The code in the sound: what is missing and what comes twice is told, to the tenth of a second."""
+"""The code in the sound: what is missing and what comes twice is reported, to the tenth of a second."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from tests.net.coded import RATE, account, coded, decode, strand
 
 def test_whole_speech_is_whole() -> None:
     heard = decode(5.0, coded(6))
-    told = account(heard, 6)
-    assert (told.lost, told.doubled, told.lost_ms, told.doubled_ms) == ([], [], 0, 0)
-    assert told.longest_gap_s < 0.06
+    reported = account(heard, 6)
+    assert (reported.lost, reported.doubled, reported.lost_ms, reported.doubled_ms) == ([], [], 0, 0)
+    assert reported.longest_gap_s < 0.06
     assert [piece.number for piece in heard[:3]] == [0, 1, 2] and abs(heard[0].at - 5.0) < 0.05
 
 
-def test_a_hole_and_a_repetition_are_told() -> None:
+def test_a_hole_and_a_repetition_are_reported() -> None:
     pcm = coded(6)
     torn = np.concatenate([pcm[: 2 * RATE], pcm[round(2.3 * RATE) : 4 * RATE], pcm[round(3.0 * RATE) :]])
-    told = account(decode(0.0, torn), 6)
-    assert told.lost == [20, 21, 22] and told.lost_ms == 300
-    assert told.doubled == list(range(30, 38))
+    reported = account(decode(0.0, torn), 6)
+    assert reported.lost == [20, 21, 22] and reported.lost_ms == 300
+    assert reported.doubled == list(range(30, 38))
 
 
 def test_a_pause_is_a_gap_and_noise_is_nothing() -> None:
     pcm = coded(4)
     noise = np.random.default_rng(1).normal(0, 3000, RATE).astype(np.int16)
     paused = np.concatenate([pcm[:RATE], np.zeros(RATE // 2, np.int16), pcm[RATE:], noise])
-    told = account(decode(0.0, paused), 4)
-    assert told.lost == [] and abs(told.longest_gap_s - 0.5) < 0.05 and abs(told.gap_at - 0.7) < 0.05
+    reported = account(decode(0.0, paused), 4)
+    assert reported.lost == [] and abs(reported.longest_gap_s - 0.5) < 0.05 and abs(reported.gap_at - 0.7) < 0.05
 
 
 def test_blocks_are_joined_until_they_stop_coming() -> None:

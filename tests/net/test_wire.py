@@ -1,4 +1,4 @@
-"""The wire itself: it delays, loses and blocks what it is told to, and nothing of it is left on the machine."""
+"""The wire itself: it delays, loses and blocks what it is asked to, and nothing of it is left on the machine."""
 
 from __future__ import annotations
 
@@ -97,12 +97,12 @@ async def measure(world: World) -> dict[str, Any]:
     echo = await asyncio.create_subprocess_exec(*world.there([sys.executable, "-c", _ECHO]))
     try:
         await line.passed()  # the echo runs
-        told: dict[str, Any] = {}
+        reported: dict[str, Any] = {}
         await world.delay(40, 20)
         await until(line.slow)
         sent = await line.send(100)
         await until(lambda: len(line.took(sent)) == 100)
-        told["delayed"] = line.took(sent)
+        reported["delayed"] = line.took(sent)
         await world.delay(0)
 
         async def quick() -> bool:
@@ -112,26 +112,28 @@ async def measure(world: World) -> dict[str, Any]:
         await world.lose(20)
         sent = await line.send(300)
         await line.passed()
-        told["lost"] = 300 - len(line.took(sent))
+        reported["lost"] = 300 - len(line.took(sent))
         await world.lose(0)
         await world.block()
         sent = await line.send(5)
         await _behind()
         await world.drop()
         await line.passed()
-        told["blocked"] = len(line.took(sent))
+        reported["blocked"] = len(line.took(sent))
     finally:
         line.close()
         echo.kill()
         await echo.wait()
-    return told
+    return reported
 
 
-async def test_the_wire_does_what_it_is_told() -> None:
-    told = await inside("tests.net.test_wire:measure")
-    assert len(told["delayed"]) == 100
-    assert min(told["delayed"]) > 40 and max(told["delayed"]) > 80 and statistics.median(told["delayed"]) > 70
-    assert 60 <= told["lost"] <= 160  # of 300, at 20 % each way: 108 are to be expected
-    assert told["blocked"] == 0  # and what was sent when all passed again came back
+async def test_the_wire_does_what_it_is_asked() -> None:
+    reported = await inside("tests.net.test_wire:measure")
+    assert len(reported["delayed"]) == 100
+    assert (
+        min(reported["delayed"]) > 40 and max(reported["delayed"]) > 80 and statistics.median(reported["delayed"]) > 70
+    )
+    assert 60 <= reported["lost"] <= 160  # of 300, at 20 % each way: 108 are to be expected
+    assert reported["blocked"] == 0  # and what was sent when all passed again came back
     devices = Path("/proc/net/dev").read_text()
     assert "wire0" not in devices and "wire1" not in devices

@@ -30,7 +30,7 @@ table inet bad {{
 
 
 class World:
-    """The wire and what is wrong with it. Rules drop packets where they arrive, so that no sender is told."""
+    """The wire and what is wrong with it. Rules drop packets where they arrive, so that no sender notices."""
 
     def __init__(self, far_pid: int, router: asyncio.subprocess.Process) -> None:
         self._enter = ["nsenter", f"--net=/proc/{far_pid}/ns/net", "--"]
@@ -119,5 +119,5 @@ async def _run(command: Sequence[str], stdin: bytes = b"") -> None:
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
-    told, _ = await process.communicate(stdin)
-    assert process.returncode == 0, f"{' '.join(command)}: {told.decode()}"
+    reported, _ = await process.communicate(stdin)
+    assert process.returncode == 0, f"{' '.join(command)}: {reported.decode()}"

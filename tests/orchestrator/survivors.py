@@ -167,7 +167,7 @@ class Sender:
         return [message for message in self.messages if message["type"] == kind]
 
     async def run(self) -> None:
-        """Returns when everything was sent and every segment that was told of has finished."""
+        """Returns when everything was sent and every segment that was reported has finished."""
         while True:
             try:
                 async with websockets.connect(self.address(), proxy=None, compression=None) as socket:

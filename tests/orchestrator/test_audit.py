@@ -97,6 +97,6 @@ def test_a_folder_that_is_gone_costs_lines_only(tmp_path: Path) -> None:
     assert json.loads((folder / "audit.log").read_text())["action"] == "stop"
 
 
-def test_a_file_that_cannot_be_made_is_told_at_once(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_made_is_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         AuditLog(tmp_path / "no" / "audit.log", Metrics()).open()

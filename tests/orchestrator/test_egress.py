@@ -1,4 +1,4 @@
-"""Rooms are not recorded at a real livekit-server that has no Egress: the caller is told why, and the session runs on."""
+"""Rooms are not recorded at a real livekit-server that has no Egress: the caller learns why, and the session runs on."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ async def test_a_reader_resumes_where_it_was() -> None:
     assert rest == everything[3:]
 
 
-async def test_a_gap_is_told() -> None:
+async def test_a_gap_is_reported() -> None:
     bus, _, _ = made()
     bus.publish("a", "warning", {})
     first = bus.subscribe("a")
@@ -157,11 +157,11 @@ async def test_closing_ends_every_stream() -> None:
     assert await drained(bus.subscribe("a")) == []
 
 
-async def test_no_secret_is_told() -> None:
+async def test_no_secret_is_reported() -> None:
     bus, _, _ = made()
     heard: list[SessionEvent] = []
     bus.listen(heard.append)
-    told = "no push to rtmp://live.example/app/the-stream-key, ws://h/audio?token=123.abc failed"
-    bus.publish("a", "warning", {"message": told})
+    reported = "no push to rtmp://live.example/app/the-stream-key, ws://h/audio?token=123.abc failed"
+    bus.publish("a", "warning", {"message": reported})
     assert "the-stream-key" not in heard[0].text and "123.abc" not in heard[0].text
     assert "live.example" in heard[0].text

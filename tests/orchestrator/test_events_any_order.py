@@ -89,7 +89,7 @@ class World:
 
 @settings(max_examples=200, deadline=None)
 @given(acts=st.lists(_ACTS, max_size=25))
-def test_every_reader_gets_every_event_once_and_in_order_or_is_told(acts: list[tuple[str, object, object]]) -> None:
+def test_every_reader_gets_every_event_once_and_in_order_or_is_warned(acts: list[tuple[str, object, object]]) -> None:
     async def played() -> None:
         world = World()
         for act, who, what in acts:
@@ -139,7 +139,7 @@ async def test_a_stream_that_was_closed_stays_closed_whatever_happens_then() -> 
         assert await stream.take() is None
 
 
-async def test_what_is_told_after_the_end_of_a_session_does_not_begin_it_again() -> None:
+async def test_what_is_reported_after_the_end_of_a_session_does_not_begin_it_again() -> None:
     bus = EventBus(Metrics())
     bus.publish("a", STATE, {"state": "failed"})
     bus.publish("a", "error", {"code": "internal_error"})

@@ -48,8 +48,8 @@ async def test_a_session_has_an_ingress_of_its_own_identity_which_goes_with_it(
     assert (made.room_name, made.participant_identity) == ("made", started["avatar_identity"])
     target = running.agent.only.request.rtmp
     assert target is not None and target.ingress and target.url == f"{_RTMP}/{made.stream_key}"
-    told = (await running.http.get(f"/session/{started['session_id']}")).json()
-    assert made.stream_key not in json.dumps(told) + json.dumps(started)
+    reported = (await running.http.get(f"/session/{started['session_id']}")).json()
+    assert made.stream_key not in json.dumps(reported) + json.dumps(started)
     await running.http.post(f"/session/{started['session_id']}/stop")
     assert await listed(access) == []
 

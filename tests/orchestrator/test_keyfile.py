@@ -57,7 +57,7 @@ async def test_keys_change_without_a_restart(tmp_path: Path, caplog: pytest.LogC
     assert len(broken) == 2 and NEW not in caplog.text
 
 
-async def test_a_file_that_is_broken_from_the_start_is_told(tmp_path: Path) -> None:
+async def test_a_file_that_is_broken_from_the_start_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     with pytest.raises(KeysError, match=r"ORCHESTRATOR_KEYS_FILE .*No such file"):
         await KeysFile(path, KeyRing(()), Metrics()).open()

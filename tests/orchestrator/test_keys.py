@@ -57,7 +57,7 @@ def test_two_keys_of_a_name_are_one_caller() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ("{", "JSON"),
         ("{}", "array"),
@@ -72,15 +72,15 @@ def test_two_keys_of_a_name_are_one_caller() -> None:
         (json.dumps([entry(expires_at="2026-01-01T00:00:00")]), "0.expires_at"),
     ],
 )
-def test_a_wrong_file_says_where_and_tells_no_key(text: str, told: str) -> None:
-    with pytest.raises(KeysError, match=told) as caught:
+def test_a_wrong_file_says_where_and_tells_no_key(text: str, reported: str) -> None:
+    with pytest.raises(KeysError, match=reported) as caught:
         parse(text)
     assert SECRET not in str(caught.value) and "short-key" not in str(caught.value)
     assert caught.value.__cause__ is None
 
 
 @pytest.mark.parametrize(
-    ("entries", "told"),
+    ("entries", "reported"),
     [
         ([entry(), entry(key=SECRET + "2", scope="viewer")], "same scope"),
         ([entry(), entry(key=SECRET + "2", max_sessions=1)], "same scope and limits"),
@@ -89,9 +89,9 @@ def test_a_wrong_file_says_where_and_tells_no_key(text: str, told: str) -> None:
         ([entry(name="environment")], "same scope"),
     ],
 )
-def test_what_does_not_go_together_changes_nothing(entries: list[dict[str, Any]], told: str) -> None:
+def test_what_does_not_go_together_changes_nothing(entries: list[dict[str, Any]], reported: str) -> None:
     ring = KeyRing(operators(["the-environments"]))
-    with pytest.raises(KeysError, match=told):
+    with pytest.raises(KeysError, match=reported):
         ring.replace(keys(*entries))
     assert len(ring) == 1 and ring.find("the-environments", 0.0) is not None
 

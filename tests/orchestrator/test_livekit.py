@@ -20,10 +20,13 @@ def overrides(server: Any) -> dict[str, Any]:
 
 async def test_a_viewer_joins_with_its_token_and_may_not_publish(livekit_server: Any) -> None:
     async with stage(**overrides(livekit_server)) as running:
-        told = (await running.http.post("/token", json={"room": "watch", "identity": "me"})).json()
-        assert told["livekit_url"] == livekit_server.url and (told["room"], told["identity"]) == ("watch", "me")
+        reported = (await running.http.post("/token", json={"room": "watch", "identity": "me"})).json()
+        assert reported["livekit_url"] == livekit_server.url and (reported["room"], reported["identity"]) == (
+            "watch",
+            "me",
+        )
         room = rtc.Room()
-        await room.connect(told["livekit_url"], told["token"])
+        await room.connect(reported["livekit_url"], reported["token"])
         livekit = api.LiveKitAPI(livekit_server.url, livekit_server.api_key, livekit_server.api_secret)
         try:
             assert room.name == "watch" and room.local_participant.identity == "me"

@@ -41,7 +41,7 @@ async def answering(http: httpx.AsyncClient) -> None:
 
 
 async def use(url: str) -> list[str]:
-    """What clients do, right and wrong; returns the secrets that were told to them."""
+    """What clients do, right and wrong; returns the secrets that they were given."""
     async with httpx.AsyncClient(base_url=url, timeout=NEVER_S, trust_env=False) as http:
         await answering(http)
         headers = {"Authorization": f"Bearer {KEY}"}

@@ -1,4 +1,4 @@
-"""Rates and quotas over any course of time: what is let through never passes the limit, and what is told to wait may come then."""
+"""Rates and quotas over any course of time: what is let through never passes the limit, and what must wait may come then."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ async def test_a_viewer_hears_the_sentence_of_a_killed_agent_to_its_end(livekit_
         assert await heard_all(ears, SYMBOLS - 1)
         finished = await line.wait("playback.finished")
         assert finished["position_s"] == pytest.approx(SYMBOLS / 10, abs=0.001) and not finished["interrupted"]
-        told = [len(line.of(kind)) for kind in ("playback.started", "playback.finished", "session.state", "error")]
-        assert told == [1, 1, 2, 0]
+        reported = [len(line.of(kind)) for kind in ("playback.started", "playback.finished", "session.state", "error")]
+        assert reported == [1, 1, 2, 0]
         assert once(ears.durations(SYMBOLS)), "only where the agents meet is something heard twice"
         session = (await running.stage.http.get(f"/session/{started['session_id']}")).json()
         assert session["moves"] == 1 and session["avatar_identity"] == started["avatar_identity"]

@@ -104,8 +104,8 @@ def test_the_program_says_what_is_missing_and_exits_with_2() -> None:
 
 def test_the_program_tells_its_version_and_its_options() -> None:
     assert program("--version").stdout.startswith("musetalk-orchestrator 0")
-    told = program("serve", "--help").stdout
-    assert "ORCHESTRATOR_API_KEY" in told and "--port" in told
+    reported = program("serve", "--help").stdout
+    assert "ORCHESTRATOR_API_KEY" in reported and "--port" in reported
 
 
 def test_the_help_of_serve_names_every_variable() -> None:

@@ -47,9 +47,9 @@ async def ended(here: World, server: Server, session_id: str) -> None:
     await until(gone)
 
 
-async def store_of(here: World, server: Server, told: str) -> httpx.Response:
+async def store_of(here: World, server: Server, reported: str) -> httpx.Response:
     """The answer of `/health` that says so of the store."""
-    return await answers(here, server, "GET", "/health", lambda answer: bool(answer.json()["store"] == told))
+    return await answers(here, server, "GET", "/health", lambda answer: bool(answer.json()["store"] == reported))
 
 
 async def answers(

@@ -1,4 +1,4 @@
-"""What LiveKit is told about whoever joins: the grants of each token read back, and what its failures become."""
+"""What LiveKit learns about each participant: the grants of each token read back, and what its failures become."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def made(kind: str, deployment: str = "", on_behalf_of: str | None = None) -> di
 
 
 def test_a_viewer_may_watch_one_room_and_nothing_else() -> None:
-    told = made("viewer")
-    assert told["sub"] == "me" and told["iss"] == "devkey"
-    video = {name: value for name, value in told["video"].items() if value not in (None, [])}
+    reported = made("viewer")
+    assert reported["sub"] == "me" and reported["iss"] == "devkey"
+    video = {name: value for name, value in reported["video"].items() if value not in (None, [])}
     assert video.pop("canPublish") is False and video.pop("canPublishData") is False
     assert {name for name, value in video.items() if value} == {"roomJoin", "room", "canSubscribe"}
     assert video["room"] == "lobby"
@@ -59,9 +59,9 @@ def test_a_probe_joins_unseen_and_hears_and_says_nothing() -> None:
 
 
 def test_an_avatar_publishes_camera_and_microphone_as_an_agent() -> None:
-    told = made("avatar")
-    assert told["kind"] == "agent" and told["name"] == "Avatar"
-    video = told["video"]
+    reported = made("avatar")
+    assert reported["kind"] == "agent" and reported["name"] == "Avatar"
+    video = reported["video"]
     assert video["canPublishSources"] == ["camera", "microphone"]
     assert video["canPublish"] and video["canSubscribe"] and video["canPublishData"] and video["canUpdateOwnMetadata"]
     for grant in ("roomAdmin", "roomCreate", "roomList", "roomRecord", "ingressAdmin", "hidden"):
@@ -94,10 +94,10 @@ def test_the_room_is_right_whoever_joins_first(kind: str) -> None:
 @given(ttl_s=st.floats(1, 24 * 3600), room=st.text(min_size=1), identity=st.text(min_size=1))
 def test_a_token_is_for_its_room_identity_and_time(ttl_s: float, room: str, identity: str) -> None:
     before = time.time()
-    told = claims(TokenMinter(KEYS).viewer(room, identity, ttl_s))
-    assert (told["video"]["room"], told["sub"]) == (room, identity)
-    assert before + ttl_s - 2 <= told["exp"] <= time.time() + ttl_s + 2
-    assert told["nbf"] <= time.time() + 1
+    reported = claims(TokenMinter(KEYS).viewer(room, identity, ttl_s))
+    assert (reported["video"]["room"], reported["sub"]) == (room, identity)
+    assert before + ttl_s - 2 <= reported["exp"] <= time.time() + ttl_s + 2
+    assert reported["nbf"] <= time.time() + 1
 
 
 def test_a_tokens_secret_is_not_shown() -> None:
@@ -157,7 +157,7 @@ async def test_a_room_that_is_gone_has_nobody_in_it() -> None:
     assert await service.participants("r", "dep_1") == []
 
 
-async def test_only_this_deployments_own_are_told() -> None:
+async def test_only_this_deployments_own_are_reported() -> None:
     people = [
         api.ParticipantInfo(identity="ours", attributes={DEPLOYMENT: "dep_1"}),
         api.ParticipantInfo(identity="another's", attributes={DEPLOYMENT: "dep_2"}),

@@ -32,8 +32,8 @@ def vectors(encoder: WhisperEncoder, sound: Sound) -> Array:
     parts = []
     for at in range(0, len(sound), SEGMENT):
         with torch.no_grad():
-            told = encoder(mel(sound[at : at + SEGMENT]), output_hidden_states=True)
-        parts.append(torch.stack(told.hidden_states, dim=2)[0].numpy())
+            reported = encoder(mel(sound[at : at + SEGMENT]), output_hidden_states=True)
+        parts.append(torch.stack(reported.hidden_states, dim=2)[0].numpy())
     return np.concatenate(parts)[: counts(len(sound), 25)[1]]
 
 

@@ -39,21 +39,23 @@ async def called(*answers: Response) -> tuple[list[object], list[str]]:
         process = await asyncio.create_subprocess_exec(
             python(), script, url, stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": PATHS}
         )
-        told, _ = await process.communicate()
-    return [json.loads(line) for line in told.splitlines()], keys
+        reported, _ = await process.communicate()
+    return [json.loads(line) for line in reported.splitlines()], keys
 
 
 async def test_what_may_pass_is_asked_again_with_the_same_key() -> None:
-    told, keys = await called(problem(409, "session_conflict"), problem(429, "rate_limited"), problem(503, "draining"))
-    assert told == [{"session_id": "ses_1"}, None]
+    reported, keys = await called(
+        problem(409, "session_conflict"), problem(429, "rate_limited"), problem(503, "draining")
+    )
+    assert reported == [{"session_id": "ses_1"}, None]
     assert len(keys) == 4 and len(set(keys)) == 1
 
 
-async def test_what_stays_is_told_at_once_and_a_stop_is_repeated() -> None:
-    told, keys = await called(problem(422, "avatar_missing"), problem(421, "session_elsewhere"))
-    assert told == [["avatar_missing", 422], None] and len(keys) == 1
+async def test_what_stays_is_reported_at_once_and_a_stop_is_repeated() -> None:
+    reported, keys = await called(problem(422, "avatar_missing"), problem(421, "session_elsewhere"))
+    assert reported == [["avatar_missing", 422], None] and len(keys) == 1
 
 
 async def test_an_address_that_is_no_orchestrators_is_not_asked_again() -> None:
-    told, keys = await called(HTML)
-    assert told[0] == ["http_404", 404] and len(keys) == 1
+    reported, keys = await called(HTML)
+    assert reported[0] == ["http_404", 404] and len(keys) == 1

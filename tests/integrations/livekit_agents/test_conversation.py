@@ -28,7 +28,7 @@ def whole(finished: dict[str, Any]) -> bool:
 
 
 async def interrupted(playing: Scene, count: int, after_s: float) -> tuple[float, float]:
-    """Says something long, interrupts it so long after it began: (the position told, the position heard)."""
+    """Says something long, interrupts it so long after it began: (the position reported, the position heard)."""
     talker, ears = playing.talker, playing.ears
     ears.forget()
     begun, over = len(talker.of("started")), len(talker.of("finished"))
@@ -61,7 +61,7 @@ async def test_the_agent_speaks_through_the_avatar_and_is_interrupted(livekit_se
 
         draw = random.Random(6)
         positions = [await interrupted(playing, 2 + n, draw.uniform(0.05, 0.3)) for n in range(5)]
-        errors = sorted(abs(told - heard) for told, heard in positions)
+        errors = sorted(abs(reported - heard) for reported, heard in positions)
         assert errors[2] <= 0.3 and errors[-1] <= 1.0, (
             positions
         )  # wide bars: `tests.bench.livekit_agents` has the figures

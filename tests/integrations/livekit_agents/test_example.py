@@ -30,8 +30,8 @@ async def test_a_job_gets_a_face_and_gives_it_back(livekit_server: LiveKitAccess
             path = str(tmp_path / "example.py")
             async with talker(livekit_server, running.stage.url, "example_agent.py", path) as worker:
                 await ears.join(livekit_server.url, join_token(livekit_server, "example", "viewer"))
-                assert await ears.until(NEVER_S, lambda: ears.video), worker.told
-                assert await heard_all(ears, 9), worker.told
+                assert await ears.until(NEVER_S, lambda: ears.video), worker.reported
+                assert await heard_all(ears, 9), worker.reported
                 durations = ears.durations(10)
                 begun = int(np.argmax(durations > 0))  # it speaks as soon as it is there: a viewer may still subscribe
                 assert begun < 5 and once(durations[begun + 1 :]), durations

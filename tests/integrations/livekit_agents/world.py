@@ -42,21 +42,21 @@ def python() -> str:
 
 @dataclass
 class Talker:
-    """The agent's process, and all it told."""
+    """The agent's process, and all it reported."""
 
     process: asyncio.subprocess.Process
-    told: list[dict[str, Any]] = field(default_factory=list)
+    reported: list[dict[str, Any]] = field(default_factory=list)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _reading: asyncio.Task[None] | None = None
 
     async def read(self) -> None:
         assert self.process.stdout is not None
         async for line in self.process.stdout:
-            self.told.append(json.loads(line))
+            self.reported.append(json.loads(line))
             self._news.set()
 
     def of(self, event: str) -> list[dict[str, Any]]:
-        return [one for one in self.told if one["event"] == event]
+        return [one for one in self.reported if one["event"] == event]
 
     async def do(self, order: str, **facts: Any) -> None:
         assert self.process.stdin is not None
@@ -68,7 +68,9 @@ class Talker:
         end = time.monotonic() + within_s
         while len(self.of(event)) < count:
             self._news.clear()
-            assert time.monotonic() < end, f"no {event} no. {count} within {within_s} s; told: {self.told[-12:]}"
+            assert time.monotonic() < end, (
+                f"no {event} no. {count} within {within_s} s; reported: {self.reported[-12:]}"
+            )
             with suppress(TimeoutError):
                 async with asyncio.timeout(0.2):
                     await self._news.wait()

@@ -1,7 +1,7 @@
 """A Pipecat pipeline with the avatar in it, driven from standard input; runs in Pipecat's own environment.
 
 One JSON object a line. In: `{"say": seconds, "rate"?, "channels"?}`, `{"interrupt": true}`, `{"hear": identity}`,
-`{"end": true}`. Out: what left the service, as `{"down" | "up": frame, "at": seconds}`, and what its event handlers were told.
+`{"end": true}`. Out: what left the service, as `{"down" | "up": frame, "at": seconds}`, and what its event handlers received.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from pipecat.workers.runner import WorkerRunner
 BLOCK_S = 0.02
 
 
-def tell(**told: Any) -> None:
-    print(json.dumps({**told, "at": time.monotonic()}), flush=True)
+def tell(**reported: Any) -> None:
+    print(json.dumps({**reported, "at": time.monotonic()}), flush=True)
 
 
 class Tap(FrameProcessor):

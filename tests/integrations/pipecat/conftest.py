@@ -27,14 +27,14 @@ class Bot:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
-        self.told: list[dict[str, Any]] = []
+        self.reported: list[dict[str, Any]] = []
         self._reader = asyncio.create_task(self._read())
         self._more = asyncio.Event()
 
     async def _read(self) -> None:
         assert self.process.stdout is not None
         async for line in self.process.stdout:
-            self.told.append(json.loads(line))
+            self.reported.append(json.loads(line))
             self._more.set()
         self._more.set()
 
@@ -44,17 +44,17 @@ class Bot:
         await self.process.stdin.drain()
 
     def of(self, key: str, value: Any = None) -> list[dict[str, Any]]:
-        """What it told with this key (and value)."""
-        return [told for told in self.told if key in told and (value is None or told[key] == value)]
+        """What it reported with this key (and value)."""
+        return [reported for reported in self.reported if key in reported and (value is None or reported[key] == value)]
 
     async def wait(self, key: str, value: Any = None, count: int = 1, within_s: float = NEVER_S) -> dict[str, Any]:
-        """The `count`-th line of this kind; fails with all that was told."""
+        """The `count`-th line of this kind; fails with all that was reported."""
         end = time.monotonic() + within_s
         while len(self.of(key, value)) < count:
             self._more.clear()
             left = end - time.monotonic()
             if left <= 0 or self._reader.done():
-                raise AssertionError(f"no {key}={value} no. {count}; told: {self.told[-40:]}")
+                raise AssertionError(f"no {key}={value} no. {count}; reported: {self.reported[-40:]}")
             try:
                 await asyncio.wait_for(self._more.wait(), left)
             except TimeoutError:

@@ -119,7 +119,7 @@ async def test_retry_after_is_waited(line: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "told"),
+    ("status", "code", "reported"),
     [
         (404, "session_not_found", "session_ended"),
         (409, "session_ended", "session_ended"),
@@ -130,12 +130,12 @@ async def test_retry_after_is_waited(line: ModuleType) -> None:
     ],
 )
 async def test_a_refusal_that_stays_is_the_end_with_its_code(
-    line: ModuleType, status: int, code: str, told: str
+    line: ModuleType, status: int, code: str, reported: str
 ) -> None:
     server = Server()
     server.refusals = [(status, code, {})]
     async with server.serving() as url, running(line, url) as task:
-        assert await over(task) == told
+        assert await over(task) == reported
     assert server.handshakes == 1
 
 

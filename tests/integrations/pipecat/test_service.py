@@ -44,7 +44,7 @@ async def test_speech_goes_to_the_avatar_and_the_pipeline_hears_when_it_is_heard
         await bot.order(say=0.4, rate=48_000, channels=2)
         began = await bot.wait("down", "BotStartedSpeakingFrame")
         ended = await bot.wait("up", "BotStoppedSpeakingFrame")
-        assert bot.told.index(began) < bot.told.index(ended)
+        assert bot.reported.index(began) < bot.reported.index(ended)
         assert [s.heard for s in on.agent.only.segments.values()] == [s.end for s in on.agent.only.segments.values()]
         assert np.array_equal(said(on, 1), ramp(0.8))
         second = said(on, 2)

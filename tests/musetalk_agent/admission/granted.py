@@ -6,17 +6,17 @@ from musetalk_agent.admission.machine import Host, Memory
 
 
 class Granted(Host):
-    """`told` is its memory; None for a system that says nothing of it."""
+    """`reported` is its memory; None for a system that says nothing of it."""
 
     def __init__(self, cores: float = 2.0, memory: Memory | None = None) -> None:
         super().__init__()
-        self.granted, self.told, self.used_s = cores, memory, 0.0
+        self.granted, self.reported, self.used_s = cores, memory, 0.0
 
     def cores(self) -> float:
         return self.granted
 
     def memory(self) -> Memory | None:
-        return self.told
+        return self.reported
 
     def cpu_s(self) -> float:
         return self.used_s

@@ -53,7 +53,7 @@ def test_the_least_rules(cores: float, memory: Memory | None, card: int | None, 
 def test_what_the_deployer_says_takes_the_place_of_all_but_the_card() -> None:
     admission, _ = made(12, cores=0.5, memory=Memory(limit=MIB, free=0, own=1))
     assert admission.limits([], SMALL, None).most == 12
-    assert admission.limits([], SMALL, None).by[CapacityLimit.PROCESSOR] == 2, "it is told all the same"
+    assert admission.limits([], SMALL, None).by[CapacityLimit.PROCESSOR] == 2, "it is reported all the same"
     assert (admission.limits([], SMALL, 4).most, admission.limits([], SMALL, 4).limited_by) == (4, "card")
     assert admission.limits([], SMALL, 12).limited_by == "setting", "of two that say the same the first is named"
 

@@ -137,14 +137,14 @@ def test_memory_of_sessions_that_are_there_is_not_taken_twice_and_corrects_the_t
 def test_less_memory_is_believed_at_once_and_a_little_more_is_not() -> None:
     term = MemoryTerm()
 
-    def told(free: int) -> int | None:
+    def reported(free: int) -> int | None:
         term.observe(Memory(limit=8192 * MIB, free=free * MIB, own=1), [])
         return term.holds(SMALL)
 
-    most = told(2512)
-    less = told(2000)
+    most = reported(2512)
+    less = reported(2000)
     assert most is not None and less is not None and less < most
-    assert told(2100) == less and told(2512) == most
+    assert reported(2100) == less and reported(2512) == most
 
 
 def looks(pacing: Pacing, late: float, rooms: int, count: int) -> list[int]:

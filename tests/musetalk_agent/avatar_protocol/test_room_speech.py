@@ -227,7 +227,7 @@ async def test_the_end_closes_the_stream_that_is_read_and_those_that_wait() -> N
     assert readers[0].read == 0 and heard.speech.segments == 3
 
 
-async def test_what_another_has_cleared_is_told_once_and_the_stream_that_is_read_goes_on() -> None:
+async def test_what_another_has_cleared_is_reported_once_and_the_stream_that_is_read_goes_on() -> None:
     """A `clear` from elsewhere drops a segment whose stream waits behind another one."""
     heard = made(Room())
     heard.time.step = 0.0
@@ -243,7 +243,7 @@ async def test_what_another_has_cleared_is_told_once_and_the_stream_that_is_read
     assert heard.room.calls == [(core.FINISHED_METHOD, json.dumps({"playback_position": 0.0, "interrupted": True}))]
 
 
-async def test_a_new_room_is_told_that_the_speech_is_still_here_and_the_old_one_s_end_changes_nothing() -> None:
+async def test_a_new_room_learns_that_the_speech_is_still_here_and_the_old_one_s_end_changes_nothing() -> None:
     heard = made(Room())
     old, new = heard.room, Room()
     old.brings("a")

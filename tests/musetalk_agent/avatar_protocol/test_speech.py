@@ -26,10 +26,10 @@ RATE = 24_000
 
 @dataclass
 class ByHand:
-    """What an agent does, and what it is told: (method, payload)."""
+    """What an agent does, and the calls it receives: (method, payload)."""
 
     room: rtc.Room = field(default_factory=rtc.Room)
-    told: list[tuple[str, str]] = field(default_factory=list)
+    reported: list[tuple[str, str]] = field(default_factory=list)
 
     async def join(self, access: LiveKitAccess, identity: str = SENDER) -> ByHand:
         await self.room.connect(access.url, join_token(access, ROOM, identity, "agent", publish=True))
@@ -38,7 +38,7 @@ class ByHand:
         return self
 
     def _on_call(self, call: rtc.RpcInvocationData) -> str:
-        self.told.append((call.method, call.payload))
+        self.reported.append((call.method, call.payload))
         return "ok"
 
     async def begin(self) -> rtc.ByteStreamWriter:
@@ -61,7 +61,7 @@ class ByHand:
 
     @property
     def finished(self) -> list[tuple[float, bool]]:
-        events = [json.loads(payload) for method, payload in self.told if method == core.FINISHED_METHOD]
+        events = [json.loads(payload) for method, payload in self.reported if method == core.FINISHED_METHOD]
         assert all(set(event) == {"playback_position", "interrupted"} for event in events)
         return [(event["playback_position"], event["interrupted"]) for event in events]
 
@@ -83,14 +83,14 @@ async def test_speech_comes_in_and_is_acknowledged_once(livekit_server: LiveKitA
         ) as session:
             await agent.say(0.5)
             assert await agent.until_finished(1) == [(0.5, False)]
-            assert [method for method, _ in agent.told] == [core.STARTED_METHOD, core.FINISHED_METHOD]
+            assert [method for method, _ in agent.reported] == [core.STARTED_METHOD, core.FINISHED_METHOD]
 
             await stranger.say(0.5)
             assert await stranger.clear() == "reject"
 
             await agent.say(20)  # far more than was heard when it is interrupted
             await agent.say(5)
-            await until(lambda: len(agent.told) >= 3 and session.status().playback.position_s > 0.1)
+            await until(lambda: len(agent.reported) >= 3 and session.status().playback.position_s > 0.1)
             assert await agent.clear() == "ok"
             first, second = (await agent.until_finished(3))[1:]
             assert first[1] is second[1] is True and 0.1 < first[0] < 20 and second[0] == 0.0
@@ -101,7 +101,7 @@ async def test_speech_comes_in_and_is_acknowledged_once(livekit_server: LiveKitA
             assert (await agent.until_finished(5))[3:] == [(0.3, False), (0.4, False)]
             await open_end.aclose()
 
-            assert stranger.told == [] and len(agent.finished) == 5
+            assert stranger.reported == [] and len(agent.finished) == 5
             status = session.status()
             assert status.playback.segments == 5 and status.speaker_present is True and status.last_audio_at
             await agent.room.disconnect()
@@ -120,14 +120,14 @@ async def test_an_avatar_that_had_to_reconnect_still_has_the_speech(
             livekit_server, tmp_path, room=ROOM, identity=AVATAR, livekit_agent=SENDER
         ) as session:
             await agent.say(5)
-            await until(lambda: agent.told)
+            await until(lambda: agent.reported)
             # all of it has come: a chunk on its way when the connection goes is the SDK's to lose
             await until(lambda: {s.stage: s.count for s in session.status().funnel}["samples"] == 5 * RATE)
             publisher = session.publisher
             assert isinstance(publisher, FailoverPublisher) and publisher._transports.room is not None
             await publisher._transports.room._room.simulate_scenario(SimulateScenarioKind.SIMULATE_FULL_RECONNECT)
             assert await agent.until_finished(1) == [(5.0, False)]
-            assert [method for method, _ in agent.told] == [*2 * [core.STARTED_METHOD], core.FINISHED_METHOD]
+            assert [method for method, _ in agent.reported] == [*2 * [core.STARTED_METHOD], core.FINISHED_METHOD]
     finally:
         await agent.room.disconnect()
 
@@ -166,7 +166,7 @@ async def test_errors_of_the_sdk_that_no_one_expected_cost_a_call_or_a_stream_an
             assert 0 < broken[0] < 3 and not broken[1]
             await agent.say(0.5)
             assert (await agent.until_finished(2))[1] == (0.5, False)
-            assert calls[0] == core.STARTED_METHOD and len(agent.told) == 3  # the first call was lost
+            assert calls[0] == core.STARTED_METHOD and len(agent.reported) == 3  # the first call was lost
             assert session.state in ("ready", "speaking") and session.error is None
     finally:
         await agent.room.disconnect()

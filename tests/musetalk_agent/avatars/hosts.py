@@ -1,4 +1,4 @@
-"""A web server on loopback that says whatever it is told to, byte for byte."""
+"""A web server on loopback that says whatever it is asked to, byte for byte."""
 
 from __future__ import annotations
 

@@ -57,9 +57,9 @@ def quarters(bgr: Pixels) -> dict[str, tuple[int, int, int]]:
 
 def exif(orientation: int) -> bytes:
     """EXIF that says an orientation and nothing else; it begins with `Exif\\0\\0`."""
-    told = Image.Exif()
-    told[ORIENTATION] = orientation
-    return told.tobytes()
+    reported = Image.Exif()
+    reported[ORIENTATION] = orientation
+    return reported.tobytes()
 
 
 def saved(picture: Image.Image, kind: str, **options: object) -> bytes:

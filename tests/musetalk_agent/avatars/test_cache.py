@@ -212,7 +212,7 @@ def test_parts_of_others_are_left_alone_while_they_are_fresh(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_a_full_disk_is_told_with_what_to_do(tmp_path: Path, number: int) -> None:
+def test_a_full_disk_is_reported_with_what_to_do(tmp_path: Path, number: int) -> None:
     with pytest.raises(DiskFull, match="AVATAR_CACHE_BYTES") as caught, AvatarCache(tmp_path, ROOM).writing():
         raise OSError(number, os.strerror(number))
     assert caught.value.retry_after_s == 60

@@ -155,8 +155,8 @@ def test_a_table_in_a_sample_entry_is_refused(tmp_path: Path) -> None:
 def test_what_an_honest_file_says_of_itself_is_not_counted(tmp_path: Path, version: bytes) -> None:
     handler = full(b"hdlr", bytes(4), b"mdir", bytes(13))
     name = box(b"\xa9nam", box(b"data", struct.pack(">II", 1, 0), b"stsz and trak" * 9))
-    told = box(b"udta", box(b"meta", version, handler, box(b"ilst", name)), bytes(4))
-    assert checked(tmp_path, movie(track(1000), told)) is None
+    reported = box(b"udta", box(b"meta", version, handler, box(b"ilst", name)), bytes(4))
+    assert checked(tmp_path, movie(track(1000), reported)) is None
 
 
 def test_more_boxes_than_any_camera_writes_are_refused() -> None:
@@ -238,15 +238,15 @@ def test_too_many_tracks_are_named_by_their_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "reported"),
     [
         pytest.param(box(b"ftyp", b"isom", bytes(4)) + box(b"mdat", bytes(99)), "ends before its index", id="none"),
         pytest.param(b"", "ends before its index", id="an empty file"),
         pytest.param(movie(box(b"cmov", bytes(20))), "index is packed", id="packed"),
     ],
 )
-def test_without_an_index_that_can_be_read_it_is_said_why(tmp_path: Path, data: bytes, told: str) -> None:
-    with pytest.raises(AvatarUndecodable, match=told):
+def test_without_an_index_that_can_be_read_it_is_said_why(tmp_path: Path, data: bytes, reported: str) -> None:
+    with pytest.raises(AvatarUndecodable, match=reported):
         checked(tmp_path, data)
 
 

@@ -72,7 +72,7 @@ async def test_a_clip_that_cannot_be_prepared_leaves_nothing_and_can_be_later(
     assert len(bundle) == 6 and not bundle.report.cached
 
 
-async def test_what_an_engine_cannot_write_is_told_too(small: AvatarLibrary) -> None:
+async def test_what_an_engine_cannot_write_is_reported_too(small: AvatarLibrary) -> None:
     def derive(bundle: Bundle) -> None:
         np.save(bundle.path / "artefacts.npy", np.zeros(2 << 20, np.uint8))
 

@@ -68,7 +68,7 @@ def test_the_face_is_followed(net: FaceNet) -> None:
     assert np.allclose(steps[2:-2], 2.0, atol=0.6)
 
 
-def test_the_largest_face_is_followed_and_the_other_told(net: FaceNet) -> None:
+def test_the_largest_face_is_followed_and_the_other_reported(net: FaceNet) -> None:
     picture = beside(face(160), face(320))
     found = track(net, [picture] * 3)
     assert found.points[0][:, 0].min() > 160
@@ -99,7 +99,7 @@ def turned_copy(picture: Pixels, turns: int) -> Pixels:
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
-def test_a_lying_face_is_found_in_its_own_rotation_and_told(net: FaceNet, turns: int) -> None:
+def test_a_lying_face_is_found_in_its_own_rotation_and_reported(net: FaceNet, turns: int) -> None:
     standing, lying = track(net, [face(320)] * 2), track(net, [turned_copy(face(320), turns)] * 2)
     x, y = lying.points[0].T
     back = {1: (319 - y, x), 2: (319 - x, 319 - y), 3: (y, 319 - x)}[turns]
@@ -196,15 +196,15 @@ def test_both_detectors_are_asked_when_faces_are_counted(net: FaceNet, monkeypat
     assert len(net.faces(rgb)) == 2 and len(net.faces(rgb, thorough=False)) == 1
 
 
-def test_another_shot_is_cut_away_and_told(net: FaceNet) -> None:
+def test_another_shot_is_cut_away_and_reported(net: FaceNet) -> None:
     clip = [*moving(6), *[other_shot()] * 8]
     found = track(net, clip)
     assert (found.start, found.end, found.cuts, found.total) == (6, 14, (6,), 14)
     assert len(found.points) == 8 and np.abs(found.points - track(net, clip[6:]).points).mean() < 0.5
-    (told,) = [
+    (reported,) = [
         w.message for w in make_report("x", found, (256, 256), (256, 256), 25, False).warnings if w.code == "scene_cut"
     ]
-    assert "at frame 6;" in told and "frames 6 to 13" in told
+    assert "at frame 6;" in reported and "frames 6 to 13" in reported
 
 
 @pytest.mark.parametrize("count", [2, 7])
@@ -223,7 +223,7 @@ def test_no_face_where_there_is_none(net: FaceNet, picture: Pixels) -> None:
         track(net, [picture] * 2)
 
 
-def test_a_small_face_in_a_large_picture_is_found_and_told(net: FaceNet) -> None:
+def test_a_small_face_in_a_large_picture_is_found_and_reported(net: FaceNet) -> None:
     picture = flat(127, 1280, 720)
     picture[200:360, 600:760] = face(160)
     found = track(net, [picture])
@@ -231,7 +231,7 @@ def test_a_small_face_in_a_large_picture_is_found_and_told(net: FaceNet) -> None
     assert "face_small" in warnings(found, picture)
 
 
-def test_a_face_at_the_edge_is_told(net: FaceNet) -> None:
+def test_a_face_at_the_edge_is_reported(net: FaceNet) -> None:
     picture = face(320)[:, 120:]
     assert "face_at_edge" in warnings(track(net, [np.ascontiguousarray(picture)]), picture)
     assert "face_at_edge" not in warnings(track(net, [face(320)]), face(320))
@@ -253,7 +253,7 @@ def test_a_clip_is_warned_of_whose_head_turns_or_nods_too_far(
     assert ("head_turns_far" in warnings(FaceTrack(points, [], 0.0), face(320))) == warned
 
 
-def test_profile_is_told_by_where_the_nose_is(net: FaceNet) -> None:
+def test_profile_is_recognised_by_where_the_nose_is(net: FaceNet) -> None:
     found = track(net, [face(320)])
     assert "face_in_profile" not in warnings(found, face(320))
     turned = found.points.copy()

@@ -125,7 +125,7 @@ def test_without_the_weights_the_error_names_the_command_that_fetches_them(tmp_p
     assert caught.value.code is ErrorCode.WEIGHTS_MISSING
 
 
-def test_another_file_than_such_a_network_is_told_by_its_path(tmp_path: Path) -> None:
+def test_another_file_than_such_a_network_is_recognised_by_its_path(tmp_path: Path) -> None:
     path = write_restorer(tmp_path, side=256)
     with pytest.raises(WeightsInvalid, match="one face of 3×512×512") as caught:
         FaceRestorer(store(tmp_path))

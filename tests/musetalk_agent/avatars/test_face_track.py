@@ -202,14 +202,14 @@ def same(picture: Pixels, points: Points) -> Pixels:
 
 
 @pytest.mark.parametrize("cover", [mask, fingers, caption, cup, letters])
-def test_a_covered_mouth_of_a_still_is_told_and_gets_none(
+def test_a_covered_mouth_of_a_still_is_reported_and_gets_none(
     net: FaceNet, points: Points, cover: Callable[[Pixels, Points], Pixels]
 ) -> None:
     found = track(net, [cover(face(SIDE), points)])
     assert found.covered == [0] and found.mouths().tolist() == [0.0]
-    told = {w.code: w.message for w in make_report("x", found, (SIDE, SIDE), (SIDE, SIDE), 25, True).warnings}
-    assert "1 of 1 frames" in told["mouth_hidden"] and "not be seen to speak" in told["mouth_hidden"]
-    assert "mouth_open" not in told  # there is no mouth that could be
+    reported = {w.code: w.message for w in make_report("x", found, (SIDE, SIDE), (SIDE, SIDE), 25, True).warnings}
+    assert "1 of 1 frames" in reported["mouth_hidden"] and "not be seen to speak" in reported["mouth_hidden"]
+    assert "mouth_open" not in reported  # there is no mouth that could be
 
 
 @pytest.mark.parametrize("change", [same, sunglasses, grey, mirrored, dim, drawing])

@@ -162,13 +162,13 @@ async def test_uploads_come_in_pieces_and_are_limited(
 
 async def test_callers_who_come_together_share_the_work(library: AvatarLibrary, tmp_path: Path) -> None:
     avatar_id = await library.add(CLIP)
-    told: list[int] = []
+    reported: list[int] = []
     source = AvatarSource(avatar_id=avatar_id)
     bundles = await asyncio.gather(
-        *(library.prepare(source, Picture(), progress=lambda stage, done, of: told.append(done)) for _ in range(5))
+        *(library.prepare(source, Picture(), progress=lambda stage, done, of: reported.append(done)) for _ in range(5))
     )
     assert len({bundle.path for bundle in bundles}) == 1 and len(folders(tmp_path, "bundles")) == 1
-    assert len(told) == 12  # six frames, six windows: once
+    assert len(reported) == 12  # six frames, six windows: once
 
 
 async def test_a_caller_who_leaves_does_not_disturb_the_others(library: AvatarLibrary, tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ async def test_derive_runs_once_at_a_time_and_sees_the_bundle(library: AvatarLib
     assert most == 1 and seen == [6] * 4
 
 
-async def test_what_derive_raises_is_told_and_the_bundle_stays(library: AvatarLibrary) -> None:
+async def test_what_derive_raises_is_reported_and_the_bundle_stays(library: AvatarLibrary) -> None:
     source = AvatarSource(avatar_id=await library.add(CLIP))
 
     def derive(bundle: Bundle) -> None:

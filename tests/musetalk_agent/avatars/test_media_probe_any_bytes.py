@@ -1,4 +1,4 @@
-"""What bytes are told to be, whatever they are: whole files, their beginnings, and files with bytes changed."""
+"""What bytes are taken to be, whatever they are: whole files, their beginnings, and files with bytes changed."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ IDAT, IEND = (b"IDAT", zlib.compress(bytes(72 * (1 + 96 * 3)))), (b"IEND", b"")
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "reported"),
     [
         pytest.param(lambda: png_of(IHDR, IDAT), "cut short", id="no end"),
         pytest.param(lambda: png_of(IHDR, IDAT, IEND)[:-5], "cut short", id="half an end"),
@@ -219,8 +219,8 @@ IDAT, IEND = (b"IDAT", zlib.compress(bytes(72 * (1 + 96 * 3)))), (b"IEND", b"")
         pytest.param(lambda: png_of(IHDR, *[(b"zTXt", b"a\0\0")] * 65, IDAT, IEND), "64 packed texts", id="texts"),
     ],
 )
-def test_a_png_is_whole_or_refused(data: Callable[[], bytes], told: str) -> None:
-    with pytest.raises(AvatarUndecodable, match=told):
+def test_a_png_is_whole_or_refused(data: Callable[[], bytes], reported: str) -> None:
+    with pytest.raises(AvatarUndecodable, match=reported):
         check_structure(data(), "a.png", 96 * 72, LIMITS)
 
 

@@ -44,7 +44,7 @@ def frames(count: int, folder: str = "frames", data: bytes = LARGE) -> list[tupl
     return [(f"{folder}/{k}.png" if folder else f"{k}.png", data) for k in range(count)]
 
 
-def test_a_preview_beside_the_frames_is_left_out_and_told(tmp_path: Path) -> None:
+def test_a_preview_beside_the_frames_is_left_out_and_reported(tmp_path: Path) -> None:
     found = chosen(tmp_path, [("preview.png", SMALL), *frames(12), ("__MACOSX/frames/._0.png", b"x")])
     assert found.names == [f"frames/{k}.png" for k in range(12)]
     assert [code for code, _ in found.warnings] == ["pictures_left_out"]

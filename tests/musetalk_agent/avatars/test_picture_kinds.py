@@ -152,7 +152,7 @@ def test_wide_colours_become_srgb(kind: str) -> None:
     near(made.quarters(decode_picture(data, "a", LIMITS).pixels), wanted)
 
 
-def told_by_numbers(kind: str, picture: Image.Image, primaries: int, transfer: int) -> bytes:
+def stated_by_numbers(kind: str, picture: Image.Image, primaries: int, transfer: int) -> bytes:
     """A picture whose colours are of these primaries and this transfer (H.273), by `cICP` or `nclx`."""
     if kind == "PNG":
         data = saved(picture, "PNG")
@@ -163,13 +163,13 @@ def told_by_numbers(kind: str, picture: Image.Image, primaries: int, transfer: i
 
 
 @pytest.mark.parametrize("kind", ["PNG", "AVIF", pytest.param("HEIC", marks=HEIC)])
-def test_colours_that_are_told_by_numbers_become_srgb(kind: str) -> None:
+def test_colours_that_are_recognised_by_numbers_become_srgb(kind: str) -> None:
     """Display P3; and diffuse white of PQ and HLG (203 cd/m², BT.2408-7, table 1), which becomes nearly white."""
-    wide = decode_picture(told_by_numbers(kind, Image.fromarray(scene()), 12, 13), "a", LIMITS)
+    wide = decode_picture(stated_by_numbers(kind, Image.fromarray(scene()), 12, 13), "a", LIMITS)
     near(made.quarters(wide.pixels), {name: in_srgb(colour) for name, colour in COLOURS.items()})
     for transfer, white in ((16, 148), (18, 191)):
         grey = Image.new("RGB", (160, 120), (white,) * 3)
-        shown = decode_picture(told_by_numbers(kind, grey, 9, transfer), "a", LIMITS).pixels[60, 80]
+        shown = decode_picture(stated_by_numbers(kind, grey, 9, transfer), "a", LIMITS).pixels[60, 80]
         assert shown.tolist() == pytest.approx([243] * 3, abs=NEAR), transfer
 
 

@@ -96,25 +96,25 @@ def test_a_face_in_profile(turn: float, profile: bool) -> None:
     assert ("face_in_profile" in codes(track(turned(sized(200), turn, 0)))) is profile
 
 
-@pytest.mark.parametrize(("share", "told"), [(0.29, False), (0.3, True), (1.0, True)])
-def test_several_faces(share: float, told: bool) -> None:
-    assert ("several_faces" in codes(track(GOOD, several=share))) is told
+@pytest.mark.parametrize(("share", "reported"), [(0.29, False), (0.3, True), (1.0, True)])
+def test_several_faces(share: float, reported: bool) -> None:
+    assert ("several_faces" in codes(track(GOOD, several=share))) is reported
 
 
 @pytest.mark.parametrize("side", ["left", "right", "top", "bottom"])
-@pytest.mark.parametrize(("room", "told"), [(6, False), (2, True), (-20, True)])
-def test_a_face_at_the_edge(side: str, room: int, told: bool) -> None:
+@pytest.mark.parametrize(("room", "reported"), [(6, False), (2, True), (-20, True)])
+def test_a_face_at_the_edge(side: str, room: int, reported: bool) -> None:
     """The margin is 2 % of the face's width: four pixels here."""
     low, high = GOOD.min(0), GOOD.max(0)
     axis = 0 if side in ("left", "right") else 1
     shift = np.zeros(2, np.float32)
     shift[axis] = room - low[axis] if side in ("left", "top") else CLIP[axis] - 1 - room - high[axis]
-    assert ("face_at_edge" in codes(track(GOOD + shift))) is told
+    assert ("face_at_edge" in codes(track(GOOD + shift))) is reported
 
 
-@pytest.mark.parametrize(("frames", "still", "told"), [(24, False, True), (25, False, False), (1, True, False)])
-def test_a_short_clip(frames: int, still: bool, told: bool) -> None:
-    assert ("clip_short" in codes(track(GOOD, frames), still)) is told
+@pytest.mark.parametrize(("frames", "still", "reported"), [(24, False, True), (25, False, False), (1, True, False)])
+def test_a_short_clip(frames: int, still: bool, reported: bool) -> None:
+    assert ("clip_short" in codes(track(GOOD, frames), still)) is reported
 
 
 @pytest.mark.parametrize(("gap", "closed"), [(0.0, True), (0.029, True), (0.031, False), (0.2, False)])

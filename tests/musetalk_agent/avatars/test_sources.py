@@ -220,13 +220,13 @@ async def test_the_video_is_tried_when_the_zip_cannot_be_used(
         for cached in (False, True):
             report = (await library.prepare(both, Picture())).report
             assert (report.frames, report.cached) == (30, cached)
-            told = [warning for warning in report.warnings if warning.code == "frames_zip_failed"]
-            assert len(told) == 1 and code in told[0].message
+            reported = [warning for warning in report.warnings if warning.code == "frames_zip_failed"]
+            assert len(reported) == 1 and code in reported[0].message
         alone = await library.prepare(AvatarSource(idle_video_url=host.url("/v")), Picture())
         assert alone.report.cached and "frames_zip_failed" not in [w.code for w in alone.report.warnings]
 
 
-async def test_when_neither_can_be_used_both_reasons_are_told(library: AvatarLibrary) -> None:
+async def test_when_neither_can_be_used_both_reasons_are_reported(library: AvatarLibrary) -> None:
     async with hosting() as host:
         host.replies |= {"/v": ok(b"<html>No such film</html>"), "/z": ok(b"")}
         both = AvatarSource(frames_zip_url=host.url("/z"), idle_video_url=host.url("/v"))
@@ -313,7 +313,7 @@ async def test_what_it_is_not_is_said_as_soon_as_it_can_be_known(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("data", "error", "told"),
+    ("data", "error", "reported"),
     [
         (b"", AvatarEmpty, "The picture of the request is empty (0 bytes)."),
         (b"<html></html>", AvatarUndecodable, "looks like an HTML page; expected is "),
@@ -322,11 +322,11 @@ async def test_what_it_is_not_is_said_as_soon_as_it_can_be_known(tmp_path: Path)
     ],
 )
 async def test_what_is_not_accepted_is_named_with_what_is(
-    tmp_path: Path, data: bytes, error: type[AvatarError], told: str
+    tmp_path: Path, data: bytes, error: type[AvatarError], reported: str
 ) -> None:
     with pytest.raises(error) as caught:
         await received(tmp_path, [data] if data else [])
-    assert told in caught.value.detail and left(tmp_path) == []
+    assert reported in caught.value.detail and left(tmp_path) == []
 
 
 async def test_all_that_is_accepted_is_listed(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_what_is_past_is_forgotten_and_the_loop_goes_on() -> None:
     assert timeline.at(0).face is new, "nothing asks for it any more"
 
 
-def test_faces_of_the_same_clip_are_told_apart() -> None:
+def test_faces_of_the_same_clip_are_distinguished() -> None:
     one, other = faces(1, 1)
     assert Timeline(one, STILL).at(0) != Timeline(other, STILL).at(0)
 

@@ -89,7 +89,7 @@ async def test_what_waits_and_what_is_launched_is_cancelled_by_closing() -> None
     assert engine.closed >= 1
 
 
-async def test_after_the_end_nothing_is_taken_and_a_start_is_told() -> None:
+async def test_after_the_end_nothing_is_taken_and_a_start_is_reported() -> None:
     engine = PatternEngine()
     async with running(engine) as batcher:
         batcher.check()
@@ -100,7 +100,7 @@ async def test_after_the_end_nothing_is_taken_and_a_start_is_told() -> None:
         batcher.check()
 
 
-async def test_a_failed_device_is_told_to_starts_and_to_frames_in_its_own_words() -> None:
+async def test_a_failed_device_is_reported_to_starts_and_to_frames_in_its_own_words() -> None:
     engine, failures = CardEngine(), list[EngineFailed]()
     async with running(engine, failures) as batcher:
         engine.refuse = EngineFailed("the card fell off the bus")

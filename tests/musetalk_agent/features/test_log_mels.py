@@ -80,10 +80,10 @@ def test_the_remembered_level_is_the_same_however_the_frames_come(powers: list[f
     pieces = np.split(np.array(powers, np.float32), sorted(min(cut, len(powers)) for cut in cuts))
     np.testing.assert_array_equal(np.concatenate([parts.levels(piece) for piece in pieces]), given_at_once)
     smoothed, level = 0.0, FLOOR_DB
-    for power, told in zip(powers, given_at_once, strict=True):
+    for power, reported in zip(powers, given_at_once, strict=True):
         smoothed = 0.7 * smoothed + 0.3 * power
         level = max(10 * math.log10(smoothed) if smoothed > 1e-12 else -120, level - 0.03, FLOOR_DB)
-        assert told == pytest.approx(level, abs=1e-3)
+        assert reported == pytest.approx(level, abs=1e-3)
 
 
 def test_the_level_rises_within_frames_falls_3_db_a_second_and_stops_at_the_floor() -> None:

@@ -49,7 +49,7 @@ def over_all(a: Arrays, mels: NDArray[np.float64]) -> list[dict[str, NDArray[np.
     heard = np.concatenate([x, memories(a, "gru", x)], axis=1)
     lips = np.concatenate([heard, memories(a, "lips", heard)], axis=1)
     hidden = np.maximum(lips @ a["lips1.w"].T + a["lips1.b"], 0)
-    told = []
+    reported = []
     for logits, out in zip(
         heard[:, WIDTH:] @ a["head.w"].T + a["head.b"], hidden @ a["lips2.w"].T + a["lips2.b"], strict=True
     ):
@@ -57,8 +57,8 @@ def over_all(a: Arrays, mels: NDArray[np.float64]) -> list[dict[str, NDArray[np.
         heads = np.array(
             [*np.clip(out[:2], 0, 1), *(1 / (1 + np.exp(-out[2:]))), *(1 / (1 + np.exp(-logits[[25, 27]])))]
         )
-        told.append({"phonemes": likely, "heads": heads})
-    return told
+        reported.append({"phonemes": likely, "heads": heads})
+    return reported
 
 
 def memories(a: Arrays, name: str, x: NDArray[np.float64]) -> NDArray[np.float64]:

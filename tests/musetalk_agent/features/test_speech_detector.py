@@ -1,4 +1,4 @@
-"""Speech, loud, quiet and whispered, is told from silence, hum, noise and key strokes."""
+"""Speech, loud, quiet and whispered, is distinguished from silence, hum, noise and key strokes."""
 
 from __future__ import annotations
 

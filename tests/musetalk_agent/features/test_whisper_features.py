@@ -120,14 +120,14 @@ def test_the_last_row_tells_what_exists(fps: int, lookahead: int) -> None:
     stream = WhisperFeatures(lookahead).stream(fps)
     streamed, flushed = stream.push(sound), stream.flush()
     for k, feature in enumerate(streamed + flushed):
-        row, told = 50 * k // fps, feature[-1].astype(int)
+        row, reported = 50 * k // fps, feature[-1].astype(int)
         first = row - 4 - CONTEXT
-        assert told[PLACE] == first % 1500 and told[BEGIN] == max(-1, -first)
+        assert reported[PLACE] == first % 1500 and reported[BEGIN] == max(-1, -first)
         cut = frame_start(k + 1, fps) + lookahead * RATE // 1000
-        assert told[HEARD] == max(row + 6, cut // STEP) + TAIL - first <= POSITIONS
-        assert told[END] == (POSITIONS if k < len(streamed) else len(sound) // STEP - first)
+        assert reported[HEARD] == max(row + 6, cut // STEP) + TAIL - first <= POSITIONS
+        assert reported[END] == (POSITIONS if k < len(streamed) else len(sound) // STEP - first)
         assert (feature[-1] == np.trunc(feature[-1])).all() and not feature[-1, 4:].any()
-    assert len(flushed) > 0 and told[END] < TARGET.stop
+    assert len(flushed) > 0 and reported[END] < TARGET.stop
 
 
 def test_the_place_wraps_after_thirty_seconds() -> None:

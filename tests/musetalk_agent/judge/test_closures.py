@@ -1,4 +1,4 @@
-"""Closures: a text is found in phonemes that are made up, and mouths that close or do not are told apart."""
+"""Closures: a text is found in phonemes that are made up, and mouths that close or do not are distinguished."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EACH = 10  # steps of 20 ms
 
 
 class Network:
-    """Gives the phonemes that it is told, whatever the sound is."""
+    """Gives the phonemes that it is given, whatever the sound is."""
 
     def __init__(self, said: list[str]) -> None:
         self._said = said

@@ -42,8 +42,8 @@ def test_a_good_film_ends_with_0_and_its_sheet_shows_frames(
 ) -> None:
     sheet = tmp_path / "sheet.png"
     assert run(str(good.path), "--reference", str(good.path), "--sheet", str(sheet)) == 0
-    told = capsys.readouterr().out
-    assert told.strip().endswith("out.mp4: passed") and all(name in told for name in MEASURES)
+    reported = capsys.readouterr().out
+    assert reported.strip().endswith("out.mp4: passed") and all(name in reported for name in MEASURES)
     picture = cv2.imread(str(sheet))
     assert picture.shape[1] == 800 and picture.std() > 20
 
@@ -54,9 +54,9 @@ def test_a_bad_film_ends_with_1_and_says_where(
     bad = judge_clips.write_film(tmp_path / "bad.mp4", judge_clips.blackened(good.frames[:40]), None)
     sheet = tmp_path / "sheet.png"
     assert run(str(bad), "--json", "--sheet", str(sheet)) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert (told["passed"], told["faults"], told["frames"]) == (False, ["black"], 40)
-    [face] = told["faces"]
+    reported = json.loads(capsys.readouterr().out)
+    assert (reported["passed"], reported["faults"], reported["frames"]) == (False, ["black"], 40)
+    [face] = reported["faces"]
     assert face["black"]["verdict"] == "failed" and face["black"]["worst_s"] == pytest.approx([0.8, 0.84, 0.88, 0.92])
     assert sorted(set(face) & set(MEASURES)) == sorted(MEASURES)
     picture = cv2.imread(str(sheet))

@@ -1,4 +1,4 @@
-"""The lag of two mouths: planted lags come back whatever the pace and scale, and what cannot be told has no confidence."""
+"""The lag of two mouths: planted lags come back whatever the pace and scale, and what cannot be measured has no confidence."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_pictures_without_a_face_are_left_out(missing: set[int]) -> None:
 
 
 @pytest.mark.parametrize("lag_s", [0.56, -0.56, 0.9, -2.0])
-def test_a_lag_out_of_reach_is_not_told_with_confidence(lag_s: float) -> None:
+def test_a_lag_out_of_reach_is_not_reported_with_confidence(lag_s: float) -> None:
     found = estimate_lag(seen(lag_s), heard())
     assert found is not None and abs(found.lag_s) <= REACH_S + 0.005 and found.confidence < LEAST_CONFIDENCE
 

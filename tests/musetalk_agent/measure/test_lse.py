@@ -184,8 +184,8 @@ def test_the_network_is_upstream_s(weights: Path) -> None:
     from musetalk_agent.measure.syncnet import embed_lips, embed_voice, load
 
     net = load(weights)
-    told = "\n".join(f"{name} {list(value.shape)}" for name, value in net.state_dict().items())
-    assert hashlib.sha256(told.encode()).hexdigest() == UPSTREAM_KEYS
+    reported = "\n".join(f"{name} {list(value.shape)}" for name, value in net.state_dict().items())
+    assert hashlib.sha256(reported.encode()).hexdigest() == UPSTREAM_KEYS
     assert sum(value.numel() for value in net.parameters()) == 13_631_616
     rng = np.random.default_rng(1)
     faces = list(rng.integers(0, 256, (8, 224, 224, 3)).astype(np.uint8))
@@ -300,10 +300,10 @@ def test_the_command_tells_it_where_the_weights_are(
     (models / "face").symlink_to(default_models_dir() / "face")
     monkeypatch.setenv("MODELS_DIR", str(models))
     assert run(str(film), "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert {key: told[key] for key in plain} == plain
-    assert sorted(set(told) - set(plain)) == ["lse_c", "lse_d", "syncnet_offset_ms"]
-    assert told["lse_d"] > 0 and told["lse_c"] >= 0 and told["syncnet_offset_ms"] in range(-600, 601, 40)
+    reported = json.loads(capsys.readouterr().out)
+    assert {key: reported[key] for key in plain} == plain
+    assert sorted(set(reported) - set(plain)) == ["lse_c", "lse_d", "syncnet_offset_ms"]
+    assert reported["lse_d"] > 0 and reported["lse_c"] >= 0 and reported["syncnet_offset_ms"] in range(-600, 601, 40)
     monkeypatch.setattr(lip_measures, "judge_sync", lambda *_: lip_measures.LipSync(6.1234, 7.5678, -40))
     assert run(str(film)) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -95,15 +95,15 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_rendered_film_is_in_step(film: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(str(film), "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert sorted(told) == ["confidence", "correlation", "lag_ms"]
-    assert abs(told["lag_ms"]) <= 10 and told["correlation"] > 0.8 and told["confidence"] > 0.5
+    reported = json.loads(capsys.readouterr().out)
+    assert sorted(reported) == ["confidence", "correlation", "lag_ms"]
+    assert abs(reported["lag_ms"]) <= 10 and reported["correlation"] > 0.8 and reported["confidence"] > 0.5
     assert run(str(film)) == 0
     assert "(correlation 0.9" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("shift_ms", [-160, 90])
-def test_a_shifted_voice_is_told_to_a_quarter_of_a_frame(
+def test_a_shifted_voice_is_measured_to_a_quarter_of_a_frame(
     film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], shift_ms: int
 ) -> None:
     """The lips become late by as much as the voice comes earlier."""
@@ -139,5 +139,5 @@ def test_it_says_when_it_cannot_tell(film: Path, tmp_path: Path, capsys: pytest.
         seen = capsys.readouterr()
         assert sentence in seen.err and seen.out == ""
     assert run(str(film), "--audio", str(silence), "--json") == 1
-    told = json.loads(capsys.readouterr().out)
-    assert told["lag_ms"] is None and "speech are heard" in told["problem"]
+    reported = json.loads(capsys.readouterr().out)
+    assert reported["lag_ms"] is None and "speech are heard" in reported["problem"]

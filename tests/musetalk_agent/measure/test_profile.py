@@ -34,11 +34,11 @@ def run(*argv: str) -> int:
     return profile.run(parser.parse_args(argv))
 
 
-def checked(told: dict[str, Any], frames: int) -> dict[str, dict[str, Any]]:
-    stages = {stage["stage"]: stage for stage in told["stages"]}
-    assert told["frames"] == frames and told["face_px"] > 60
+def checked(reported: dict[str, Any], frames: int) -> dict[str, dict[str, Any]]:
+    stages = {stage["stage"]: stage for stage in reported["stages"]}
+    assert reported["frames"] == frames and reported["face_px"] > 60
     assert sum(s["share"] for s in stages.values()) == pytest.approx(1, abs=0.001)
-    assert sum(s["mean_ms"] for s in stages.values()) == pytest.approx(told["frame_ms"], rel=0.01)
+    assert sum(s["mean_ms"] for s in stages.values()) == pytest.approx(reported["frame_ms"], rel=0.01)
     assert all(s["mean_ms"] >= 0 and s["p95_ms"] >= 0 for s in stages.values())
     return stages
 
@@ -46,10 +46,15 @@ def checked(told: dict[str, Any], frames: int) -> dict[str, dict[str, Any]]:
 def test_the_warp_engine_and_its_chart(clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chart = tmp_path / "chart.png"
     assert run("--avatar", clip, "--frames", "12", "--json", "--picture", str(chart)) == 0
-    told = json.loads(capsys.readouterr().out)
-    stages = checked(told, 12)
+    reported = json.loads(capsys.readouterr().out)
+    stages = checked(reported, 12)
     assert list(stages) == ["features", "engine", "composition", "I420"]
-    assert (told["engine"], told["device"], told["width"], told["peak_gflop_per_s"]) == ("warp", "cpu", 256, None)
+    assert (reported["engine"], reported["device"], reported["width"], reported["peak_gflop_per_s"]) == (
+        "warp",
+        "cpu",
+        256,
+        None,
+    )
     assert all(stage["mean_ms"] > 0 for stage in stages.values())
     picture = cv2.imread(str(chart))
     assert picture is not None and picture.shape[1] == 1000 and len(np.unique(picture)) > 5
@@ -73,12 +78,12 @@ def test_musetalk_part_by_part(
     monkeypatch.setenv("MODELS_DIR", str(tmp_path / "models"))
     monkeypatch.setenv("MUSETALK_DEVICE", "cpu")
     assert run("--engine", "musetalk", "--avatar", clip, "--frames", "2", "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    stages = checked(told, 2)
+    reported = json.loads(capsys.readouterr().out)
+    stages = checked(reported, 2)
     assert list(stages) == ["features", "whisper", "unet", "decoder", "copy", "patch", "composition", "I420"]
-    assert told["batch"] == 1 and list(told["in_service_ms"]) == ["1"]
+    assert reported["batch"] == 1 and list(reported["in_service_ms"]) == ["1"]
     for name in ("whisper", "unet", "decoder"):
-        gflop, speed, peak = stages[name]["gflop"], stages[name]["gflop_per_s"], told["peak_gflop_per_s"]
+        gflop, speed, peak = stages[name]["gflop"], stages[name]["gflop_per_s"], reported["peak_gflop_per_s"]
         mean_s = stages[name]["mean_ms"] / 1000
         # as exact as the figures are written, whose speeds are small on a slow machine
         assert gflop > 0.1 and speed == pytest.approx(gflop / mean_s, abs=0.05 + 0.005 / mean_s + 1e-3 * speed)

@@ -50,7 +50,7 @@ def test_a_problem_is_named_with_its_figures(
 
 
 @pytest.mark.parametrize(
-    ("verdict", "told"),
+    ("verdict", "reported"),
     [
         (SyncReport(GOOD, None), {"lag_ms": 40.4, "correlation": 0.812, "confidence": 0.9}),
         (
@@ -74,8 +74,8 @@ def test_a_problem_is_named_with_its_figures(
         ),
     ],
 )
-def test_the_json_of_a_verdict_tells_no_lag_beside_a_problem(verdict: SyncReport, told: dict[str, object]) -> None:
-    assert json.loads(verdict.as_json()) == told
+def test_the_json_of_a_verdict_tells_no_lag_beside_a_problem(verdict: SyncReport, reported: dict[str, object]) -> None:
+    assert json.loads(verdict.as_json()) == reported
 
 
 def command(monkeypatch: pytest.MonkeyPatch, outcome: SyncReport | BaseException, *argv: str) -> int:
@@ -106,8 +106,8 @@ def test_the_sentence_says_late_or_early(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lag_s: float, says: str
 ) -> None:
     assert command(monkeypatch, SyncReport(Lag(lag_s, 0.812, 0.5), None, LipSync(7.6, 6.5, 40))) == 0
-    told = capsys.readouterr().out
-    assert told == f"{says} (correlation 0.81, confidence 0.50)\nSyncNet: LSE-C 7.60, LSE-D 6.50, offset 40 ms\n"
+    reported = capsys.readouterr().out
+    assert reported == f"{says} (correlation 0.81, confidence 0.50)\nSyncNet: LSE-C 7.60, LSE-D 6.50, offset 40 ms\n"
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_the_sentence_says_late_or_early(
         (KeyboardInterrupt(), 130, ""),
     ],
 )
-def test_what_cannot_be_measured_is_told_on_stderr_with_a_code(
+def test_what_cannot_be_measured_is_reported_on_stderr_with_a_code(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     outcome: SyncReport | BaseException,
@@ -128,11 +128,11 @@ def test_what_cannot_be_measured_is_told_on_stderr_with_a_code(
     says: str,
 ) -> None:
     assert command(monkeypatch, outcome) == code
-    told = capsys.readouterr()
-    assert told.out == "" and says in told.err
+    reported = capsys.readouterr()
+    assert reported.out == "" and says in reported.err
 
 
-def test_json_is_printed_also_when_nothing_can_be_told(
+def test_json_is_printed_also_when_nothing_can_be_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(monkeypatch, SyncReport(None, "too short."), "--json") == 1

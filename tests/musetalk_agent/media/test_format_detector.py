@@ -1,4 +1,4 @@
-"""PCM that is not what it claims to be is told apart; PCM that is, is left alone."""
+"""PCM that is not what it claims to be is distinguished; PCM that is, is left alone."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_each_wrong_format_has_its_name() -> None:
     assert judge(two_channels) == [Suspicion.STEREO]
 
 
-def test_a_live_sender_at_another_rate_is_told_by_its_pace() -> None:
+def test_a_live_sender_at_another_rate_is_recognised_by_its_pace() -> None:
     assert judge(voice(20), pace=1 / 3) == [Suspicion.WRONG_RATE]  # 48 kHz declared as 16 kHz
     assert judge(voice(20), pace=1 / 5.3) == []  # a fast TTS keeps no common rate
 
@@ -155,13 +155,13 @@ def test_real_speech_at_its_own_rate_is_left_alone(rate: int, gain: float) -> No
 
 
 @pytest.mark.parametrize("block", [320, 4800])
-def test_one_wav_header_is_told_and_then_forgotten(block: int) -> None:
+def test_one_wav_header_is_reported_and_then_forgotten(block: int) -> None:
     header = as_words(b"RIFF\x24\x08\x00\x00WAVEfmt " + bytes(28))
     watch = FormatDetector(RATE)
     sound = np.concatenate([header, joe()])
-    told = [watch.push(sound[at : at + block], at / RATE) for at in range(0, len(sound), block)]
-    assert [f.suspicion for f in told if f] == [Suspicion.COMPRESSED] and "begins with a WAV header" in next(
-        f for f in told if f
+    reported = [watch.push(sound[at : at + block], at / RATE) for at in range(0, len(sound), block)]
+    assert [f.suspicion for f in reported if f] == [Suspicion.COMPRESSED] and "begins with a WAV header" in next(
+        f for f in reported if f
     ).text
     assert watch.finding is None
     watch.begin()
@@ -169,14 +169,14 @@ def test_one_wav_header_is_told_and_then_forgotten(block: int) -> None:
     assert found is not None and found.suspicion is Suspicion.COMPRESSED  # looked for in every segment
 
 
-def test_a_wav_header_on_each_chunk_is_told_as_that() -> None:
+def test_a_wav_header_on_each_chunk_is_reported_as_that() -> None:
     header = as_words(b"RIFF\x24\x08\x00\x00WAVEfmt " + bytes(28))
     watch, sound = FormatDetector(RATE), joe()
-    told: list[Finding] = []
+    reported: list[Finding] = []
     for at in range(0, len(sound), 3200):
         found = watch.push(np.concatenate([header, sound[at : at + 3200]]), at / RATE)
-        told += [found] if found else []
-    assert [f.text.split(" ")[0] for f in told] == ["The", "Each"]
+        reported += [found] if found else []
+    assert [f.text.split(" ")[0] for f in reported] == ["The", "Each"]
     assert watch.suspicion is Suspicion.COMPRESSED
 
 
@@ -211,7 +211,7 @@ def test_a_coarse_clock_and_a_long_life_do_no_harm() -> None:
 @pytest.mark.parametrize(
     ("true", "declared"), [(24000, 16000), (22050, 16000), (48000, 16000), (8000, 16000), (8000, 24000)]
 )
-def test_another_rate_is_told_by_how_it_sounds_however_fast_it_comes(true: int, declared: int) -> None:
+def test_another_rate_is_recognised_by_how_it_sounds_however_fast_it_comes(true: int, declared: int) -> None:
     watch, sound = FormatDetector(declared), joe(true)
     watch.push(sound[: len(sound) // 2], 0.0)  # all at once, as a voice's server sends it
     for at in range(len(sound) // 2, 6 * len(sound), 16_000):
@@ -221,8 +221,8 @@ def test_another_rate_is_told_by_how_it_sounds_however_fast_it_comes(true: int, 
     found = watch.judged(detect_rate(shipped_network(), heard, declared))
     assert found is not None and found.suspicion is Suspicion.WRONG_RATE
     assert watch.suspicion is Suspicion.WRONG_RATE
-    told = int(found.text.split("about ")[1].split(" ")[0])
-    assert abs(told / true - 1) < 0.1
+    reported = int(found.text.split("about ")[1].split(" ")[0])
+    assert abs(reported / true - 1) < 0.1
     watch.judged(declared)
     assert watch.suspicion is None  # right sound takes it back
 

@@ -60,7 +60,7 @@ async def test_lips_leave_with_their_sound_whatever_the_arrivals(
     assert made.kinds() == ["playback.started", "playback.finished"]
 
 
-async def test_each_block_is_told_with_its_second_of_the_segment_and_when_it_is_heard(
+async def test_each_block_is_reported_with_its_second_of_the_segment_and_when_it_is_heard(
     executor: ThreadPoolExecutor,
 ) -> None:
     async with stand(executor) as made:

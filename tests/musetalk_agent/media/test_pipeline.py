@@ -1,4 +1,4 @@
-"""The whole pipeline on virtual time: in step, complete, and silent when told to be."""
+"""The whole pipeline on virtual time: in step, complete, and silent when asked to be."""
 
 from __future__ import annotations
 

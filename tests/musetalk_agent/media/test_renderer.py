@@ -109,7 +109,7 @@ class Unfit(PatternEngine):
         return [None] * len(batch)
 
 
-async def test_frames_that_the_engine_found_unfit_are_told_in_the_funnel(executor: ThreadPoolExecutor) -> None:
+async def test_frames_that_the_engine_found_unfit_are_reported_in_the_funnel(executor: ThreadPoolExecutor) -> None:
     async with stand(executor, engine=Unfit()) as made:
         made.pipeline.begin(1, 16_000)
         made.pipeline.push(tone(0.4))

@@ -1,4 +1,4 @@
-"""What is told of a voice that is published elsewhere."""
+"""What is reported of a voice that is published elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 from musetalk_agent.media.playout import VoiceTiming, VoiceTimingQueue
 
 
-def test_it_is_told_when_it_begins_pauses_goes_on_moves_and_now_and_then() -> None:
+def test_it_is_reported_when_it_begins_pauses_goes_on_moves_and_now_and_then() -> None:
     calls: list[int] = []
     due = VoiceTimingQueue(lambda: calls.append(1))
     due.plays(1, 0.0, 10.0)
@@ -36,7 +36,7 @@ def test_it_is_told_when_it_begins_pauses_goes_on_moves_and_now_and_then() -> No
     assert len(calls) == 13
 
 
-def test_only_the_newest_wait_and_nothing_is_told_of_a_time_that_nobody_knows() -> None:
+def test_only_the_newest_wait_and_nothing_is_reported_of_a_time_that_nobody_knows() -> None:
     due = VoiceTimingQueue(lambda: None)
     for number in range(100):
         due.plays(number, 0.0, float(number))

@@ -136,7 +136,7 @@ def test_a_size_is_taken_in_either_orientation_up_to_the_pixels_of_full_hd(
         assert (at_fault(START | {"picture": {"width": one, "height": other}}) == []) == fits
 
 
-def test_too_many_pixels_are_told_with_the_size_and_what_would_do() -> None:
+def test_too_many_pixels_are_reported_with_the_size_and_what_would_do() -> None:
     assert Picture(width=1080, height=1920) and Picture(width=1440, height=1440)
     with pytest.raises(ValidationError) as refused:
         Picture(width=1920, height=1082)

@@ -34,9 +34,9 @@ PLACES = [
 
 @given(st.sampled_from(PLACES), SECRET, AROUND, AROUND)
 def test_a_secret_is_blotted_out_wherever_it_stands(place: str, secret: str, before: str, after: str) -> None:
-    told = redact(place.format(before=before, secret=secret, after=after))
-    assert secret not in told and "***" in told
-    assert redact(told) == told, "twice changes nothing"
+    reported = redact(place.format(before=before, secret=secret, after=after))
+    assert secret not in reported and "***" in reported
+    assert redact(reported) == reported, "twice changes nothing"
 
 
 @given(st.text(" abcxyz.,:;/?=@-0123456789", max_size=80))

@@ -120,7 +120,7 @@ def test_it_loads_nothing_but_the_standard_library() -> None:
         "names = {name.partition('.')[0] for name in set(sys.modules) - old}; "
         "print(sorted(names - set(sys.stdlib_module_names) - {'musetalk_agent'}))"
     )
-    told = subprocess.run(
+    reported = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=NEVER_S, check=True
     ).stdout
-    assert told.strip() == "[]"
+    assert reported.strip() == "[]"

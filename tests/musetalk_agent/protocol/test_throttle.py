@@ -178,10 +178,10 @@ def test_wrong_keys_of_one_ipv6_customer_count_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wait_s", "told"),
+    ("wait_s", "reported"),
     [(0.0, 1), (0.2, 1), (1.0, 1), (1.01, 2), (59.5, 60), (86_400, 86_400), (86_401, 86_400), (math.inf, 86_400)],
 )
-def test_the_time_of_a_refusal_is_whole_seconds_at_least_one_and_a_day_at_most(wait_s: float, told: int) -> None:
+def test_the_time_of_a_refusal_is_whole_seconds_at_least_one_and_a_day_at_most(wait_s: float, reported: int) -> None:
     refusal = limited("The key 'a' is slow.", 0.5, wait_s)
-    assert refusal.retry_after_s == told and refusal.limit == 0.5
-    assert str(refusal) == f"The key 'a' is slow. Try again in {told} s."
+    assert refusal.retry_after_s == reported and refusal.limit == 0.5
+    assert str(refusal) == f"The key 'a' is slow. Try again in {reported} s."

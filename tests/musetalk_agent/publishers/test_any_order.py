@@ -1,4 +1,4 @@
-"""Deciders of the ways out, whatever they are told in whatever order: each beside a plain model or held to its bounds."""
+"""Deciders of the ways out, whatever is reported to them in whatever order: each beside a plain model or held to its bounds."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class Room:
 
     def __init__(self) -> None:
         self.local_participant = SimpleNamespace(identity="avatar-x", stream_text=self.stream_text)
-        self.told: list[Any] = []
+        self.reported: list[Any] = []
         self.broken = self.stuck = self.cancelled = False
 
     async def stream_text(self, *, topic: str, attributes: dict[str, str]) -> Room:
@@ -34,7 +34,7 @@ class Room:
             raise asyncio.CancelledError  # a future of the SDK's, and not the task
         if self.stuck:
             await asyncio.Event().wait()
-        self.told.append(text)
+        self.reported.append(text)
 
     async def aclose(self, *, attributes: dict[str, str]) -> None:
         await self.write(("close", attributes))
@@ -56,7 +56,7 @@ async def test_a_line_is_a_stream_and_the_next_one_ends_it() -> None:
         writer.push(piece)
     await writer.aclose()
     track = {"lk.transcribed_track_id": "TR_1"}
-    assert room.told == [
+    assert room.reported == [
         ("open", "lk.transcription", attributes("1", "false", **track)),
         "one ",
         "two",
@@ -78,7 +78,7 @@ async def test_after_a_refusal_the_line_goes_on_in_another_stream() -> None:
     room.broken = False
     writer.push(Caption("1", "three"))
     await writer.aclose()
-    assert [told for told in room.told if isinstance(told, str)] == ["one ", "three"]
+    assert [reported for reported in room.reported if isinstance(reported, str)] == ["one ", "three"]
     assert counted("dropped") == before + 1
 
 
@@ -90,7 +90,7 @@ async def test_captions_go_on_after_a_future_of_the_sdk_was_cancelled() -> None:
     await asyncio.sleep(0)
     room.cancelled = False
     writer.push(Caption("1", "two"))
-    await until(lambda: "two" in room.told)  # the writer is restarted after a back-off
+    await until(lambda: "two" in room.reported)  # the writer is restarted after a back-off
     await writer.aclose()
     assert counted("dropped") == before + 1
 
@@ -104,4 +104,4 @@ async def test_a_room_that_takes_none_costs_the_oldest_pieces_and_no_time(monkey
         writer.push(Caption("1", f"{number} "))
     assert counted("dropped") == before + 100 - 64
     await asyncio.wait_for(writer.aclose(), NEVER_S)
-    assert room.told == []
+    assert room.reported == []

@@ -207,10 +207,12 @@ async def test_an_sdk_that_fails_at_once_is_replaced_by_whip(
     assert heard_slots(np.concatenate([block for _, block in viewer.sound]), RATE) == list(range(8))
 
 
-async def test_a_token_that_is_refused_is_told_without_quoting_it(server: Sfu, executor: ThreadPoolExecutor) -> None:
+async def test_a_token_that_is_refused_is_reported_without_quoting_it(
+    server: Sfu, executor: ThreadPoolExecutor
+) -> None:
     wrong = LiveKitAccess(server.access.url, server.access.api_key, "x" * 40)
     token = join_token(wrong, "studio", "avatar", "agent", publish=True)
     async with failing(server.access, executor, token=token) as made:
-        with pytest.raises(PublishFailed, match="LIVEKIT_URL") as told:
+        with pytest.raises(PublishFailed, match="LIVEKIT_URL") as reported:
             await made.session.start()
-    assert "eyJ" not in str(told.value) and made.session.state == "failed"
+    assert "eyJ" not in str(reported.value) and made.session.state == "failed"

@@ -85,7 +85,7 @@ async def test_a_session_that_is_stopped_while_it_starts_ends_and_leaves_nothing
     assert world.publisher.name == "none" and world.changes == []
 
 
-async def test_a_token_that_is_refused_is_told_as_the_room_told_it(world: World) -> None:
+async def test_a_token_that_is_refused_is_reported_as_the_room_reported_it(world: World) -> None:
     await world.begin()
     await world.refused(world.refusal(401))
     with pytest.raises(PublishFailed, match="the agent could not publish"):

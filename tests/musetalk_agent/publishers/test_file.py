@@ -101,7 +101,7 @@ def test_what_is_not_finished_is_deleted_and_what_was_there_stays(tmp_path: Path
     assert [p.name for p in tmp_path.iterdir()] == ["out.mp4"]
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))

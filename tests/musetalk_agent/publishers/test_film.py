@@ -78,11 +78,11 @@ async def test_what_is_heard_and_seen_is_in_the_film_in_step() -> None:
         await offer(film, 2.1, MonotonicClock().now())
     kinds = [entry.kind for entry in film.entries.after(0)]
     assert kinds[0] is FilmEntry.HEADER and kinds[-2:] == [FilmEntry.END, FilmEntry.CLOSED]
-    told = FilmPart.model_validate_json(film.entries.after(0)[-2].payload)
+    reported = FilmPart.model_validate_json(film.entries.after(0)[-2].payload)
     seen = watch(bytes_of(film))
-    assert len(seen.times) == told.frames
-    assert len(seen.bursts) == 4 and told.lost_audio == 0
-    if not told.dropped:  # a machine that is too busy drops pictures, and counts them
+    assert len(seen.times) == reported.frames
+    assert len(seen.bursts) == 4 and reported.lost_audio == 0
+    if not reported.dropped:  # a machine that is too busy drops pictures, and counts them
         assert max(map(abs, seen.skews_ms)) <= 40
 
 
@@ -116,8 +116,8 @@ def test_the_encoder_tells_when_what_is_heard() -> None:
     source.write(end_record())
     source.seek(0)
     encode(source, target)
-    told = [FILM_CLOCK.unpack(each) for each in pieces(target.getvalue()).clocks]
-    assert [pytest.approx(each, abs=0.002) for each in told] == [(0.0, 7.0), (1.0, 67.0)]
+    reported = [FILM_CLOCK.unpack(each) for each in pieces(target.getvalue()).clocks]
+    assert [pytest.approx(each, abs=0.002) for each in reported] == [(0.0, 7.0), (1.0, 67.0)]
 
 
 async def test_the_log_says_which_speech_is_heard_when() -> None:
@@ -131,8 +131,8 @@ async def test_the_log_says_which_speech_is_heard_when() -> None:
         await film.stop()
         film.note_spoken(12.0, 3, 0.0)
         await film.record(OPTIONS)
-    told = [FILM_SPOKEN.unpack(e.payload) for e in film.entries.after(0) if e.kind is FilmEntry.SPOKEN]
-    assert told == [(0.0, 0, 0.0), (10.0, 1, 0.0), (10.5, 1, 0.12), (11.0, 2, 3.0), (12.0, 3, 0.0)]
+    reported = [FILM_SPOKEN.unpack(e.payload) for e in film.entries.after(0) if e.kind is FilmEntry.SPOKEN]
+    assert reported == [(0.0, 0, 0.0), (10.0, 1, 0.0), (10.5, 1, 0.12), (11.0, 2, 3.0), (12.0, 3, 0.0)]
 
 
 def test_gaps_are_cut_out_and_both_tracks_with_them() -> None:

@@ -1,4 +1,4 @@
-"""Joins that are not wanted any more, the probe of a room, and leaving: what is left behind, and what is told."""
+"""Joins that are not wanted any more, the probe of a room, and leaving: what is left behind, and what is reported."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ async def test_leaving_waits_for_the_task_that_reads_the_rooms_events() -> None:
 
 
 @pytest.fixture
-async def told(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[bool]]:
+async def reported(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[bool]]:
     monkeypatch.setattr(transports.rtc, "Room", Room)
     monkeypatch.setattr(transports, "_EVERY_S", 0.0)
 
@@ -122,15 +122,15 @@ async def told(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[bool]]:
     yield []
 
 
-async def test_a_probe_says_yes_once_a_join_has_held_and_leaves_the_room(told: list[bool]) -> None:
-    made = Probe("ws://x", "token", told.append, healthy_s=0.0)
+async def test_a_probe_says_yes_once_a_join_has_held_and_leaves_the_room(reported: list[bool]) -> None:
+    made = Probe("ws://x", "token", reported.append, healthy_s=0.0)
     await until(lambda: Room.made)
-    assert told == []
+    assert reported == []
     Room.made[0].joins.set_result(None)
     Room.made[0].last_event.set()
-    await until(lambda: told)
+    await until(lambda: reported)
     await until(lambda: Room.made[0].goodbyes)
-    assert told[0] is True
+    assert reported[0] is True
     await made.aclose()
     await made.aclose()
     for room in Room.made:
@@ -141,36 +141,36 @@ async def test_a_probe_says_yes_once_a_join_has_held_and_leaves_the_room(told: l
     assert all(room.goodbyes == 1 for room in Room.made)
 
 
-async def test_a_probe_whose_join_fails_says_no_and_tries_again(told: list[bool]) -> None:
-    made = Probe("ws://x", "token", told.append, healthy_s=0.0)
+async def test_a_probe_whose_join_fails_says_no_and_tries_again(reported: list[bool]) -> None:
+    made = Probe("ws://x", "token", reported.append, healthy_s=0.0)
     for count in (1, 2):
         await until(lambda count=count: len(Room.made) == count)
         Room.made[-1].joins.set_exception(RuntimeError("eyJ.secret"))
-        await until(lambda count=count: len(told) >= count)
-    assert told[:2] == [False, False]
+        await until(lambda count=count: len(reported) >= count)
+    assert reported[:2] == [False, False]
     await made.aclose()
     for room in Room.made[2:]:
         room.joins.cancel()
     await until(lambda: not detached_connect._tasks)
 
 
-async def test_closing_does_not_wait_for_a_join_under_way_and_that_room_is_left_later(told: list[bool]) -> None:
-    made = Probe("ws://x", "token", told.append, healthy_s=0.0)
+async def test_closing_does_not_wait_for_a_join_under_way_and_that_room_is_left_later(reported: list[bool]) -> None:
+    made = Probe("ws://x", "token", reported.append, healthy_s=0.0)
     await until(lambda: Room.made)
     async with asyncio.timeout(NEVER_S):
         await made.aclose()
     (room,) = Room.made
-    assert room.goodbyes == 0 and told == []
+    assert room.goodbyes == 0 and reported == []
     room.joins.set_result(None)
     room.last_event.set()
     await until(lambda: not detached_connect._tasks)
     assert room.goodbyes == 1
 
 
-async def test_without_a_token_of_its_own_a_probe_asks_twice_over_http(told: list[bool]) -> None:
-    made = Probe("ws://x", None, told.append, healthy_s=0.0)
-    await until(lambda: len(told) >= 2)
-    assert set(told) == {True} and Room.made == []
+async def test_without_a_token_of_its_own_a_probe_asks_twice_over_http(reported: list[bool]) -> None:
+    made = Probe("ws://x", None, reported.append, healthy_s=0.0)
+    await until(lambda: len(reported) >= 2)
+    assert set(reported) == {True} and Room.made == []
     await made.aclose()
 
 

@@ -281,7 +281,7 @@ async def test_nothing_of_the_sdk_is_left_running_when_the_server_ended_the_conn
     assert room._task.done() and not room._task.cancelled()
 
 
-async def test_a_bad_token_is_told_and_leaves_nothing(
+async def test_a_bad_token_is_reported_and_leaves_nothing(
     livekit_server: LiveKitAccess, executor: ThreadPoolExecutor
 ) -> None:
     wrong = LiveKitAccess(livekit_server.url, livekit_server.api_key, "x" * 40)

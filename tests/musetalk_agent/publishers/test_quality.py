@@ -92,21 +92,27 @@ async def test_frames_are_wanted_by_a_rooms_subscribers_by_streams_and_by_record
     await world.ends()
 
 
-async def test_a_room_is_told_in_pictures_and_bits_a_second(world: World, watched: Watched) -> None:
+async def test_a_room_is_described_in_frames_and_bits_a_second(world: World, watched: Watched) -> None:
     room = await a_room(world)
     watched.looks(room, 3)
-    told = watched.transport
-    assert (told.width, told.height, told.fps, told.bitrate, told.adaptation) == (64, 64, 25.0, 800_000, 0)
+    reported = watched.transport
+    assert (reported.width, reported.height, reported.fps, reported.bitrate, reported.adaptation) == (
+        64,
+        64,
+        25.0,
+        800_000,
+        0,
+    )
     room.reading = TransportStats()  # counts that begin anew are no negative rate
-    watched.watch.look(room, FIRST, told, watched.now + 1.0)
-    assert (told.fps, told.bitrate, told.width) == (0.0, 0, None)
+    watched.watch.look(room, FIRST, reported, watched.now + 1.0)
+    assert (reported.fps, reported.bitrate, reported.width) == (0.0, 0, None)
     await world.ends()
 
 
-async def test_a_stream_is_told_with_the_size_of_its_pictures(world: World, watched: Watched) -> None:
+async def test_a_stream_is_described_with_the_size_of_its_pictures(world: World, watched: Watched) -> None:
     watched.looks(a_stream(world), 3)
-    told = watched.transport
-    assert (told.width, told.height, told.fps, told.bitrate) == (64, 64, 25.0, BITRATE)
+    reported = watched.transport
+    assert (reported.width, reported.height, reported.fps, reported.bitrate) == (64, 64, 25.0, BITRATE)
 
 
 async def test_a_room_gets_smaller_pictures_and_a_stream_fewer_bits(world: World, watched: Watched) -> None:

@@ -174,9 +174,9 @@ async def test_a_port_that_says_nothing_or_refuses_does_not_hold_up_the_end() ->
             async with asyncio.timeout(NEVER_S):
                 await sink.aclose()
                 await sink.aclose()
-    told = asyncio.Event()
-    async with pushing(url, changed=told.set, connect_s=0) as sink:
-        await asyncio.wait_for(told.wait(), NEVER_S)
+    reported = asyncio.Event()
+    async with pushing(url, changed=reported.set, connect_s=0) as sink:
+        await asyncio.wait_for(reported.wait(), NEVER_S)
         assert sink.state.error == "Connection refused" and not sink.state.connected
     for thread in [thread for thread in threading.enumerate() if thread.name == "rtmp-sink"]:
         await asyncio.to_thread(thread.join, NEVER_S)  # it says that it has ended just before it does
@@ -258,17 +258,17 @@ async def test_rtmps_goes_to_the_checked_address_and_checks_the_name(nginx: Ngin
         await asyncio.gather(*relays)
 
 
-async def test_a_refusal_that_quotes_the_key_is_told_without_it(nginx: NginxRtmp) -> None:
+async def test_a_refusal_that_quotes_the_key_is_reported_without_it(nginx: NginxRtmp) -> None:
     url = nginx.url("topsecret-key", app="nowhere")
-    told = asyncio.Event()
-    async with pushing(url, changed=told.set, connect_s=0) as sink:
-        await asyncio.wait_for(told.wait(), NEVER_S)
+    reported = asyncio.Event()
+    async with pushing(url, changed=reported.set, connect_s=0) as sink:
+        await asyncio.wait_for(reported.wait(), NEVER_S)
         assert sink.state.error and "topsecret" not in sink.state.error
         assert "topsecret" not in repr(sink.options) and "topsecret" not in repr(sink.state)
 
 
 async def test_two_pushes_of_one_key_are_not_both_taken(nginx: NginxRtmp) -> None:
-    told = asyncio.Event()
-    async with pushing(nginx.url()), pushing(nginx.url(), changed=told.set, connect_s=0) as second:
-        await asyncio.wait_for(told.wait(), NEVER_S)
+    reported = asyncio.Event()
+    async with pushing(nginx.url()), pushing(nginx.url(), changed=reported.set, connect_s=0) as second:
+        await asyncio.wait_for(reported.wait(), NEVER_S)
         assert second.state.error == "The server refuses: NetStream.Publish.BadName."

@@ -1,4 +1,4 @@
-"""RTMP addresses: what is refused, what is connected to, and that the key is never told."""
+"""RTMP addresses: what is refused, what is connected to, and that the key is never reported."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ async def test_an_address_is_taken_apart_and_hides_its_key(url: str, app: str, k
     address = await check_rtmp(url, False, resolver("93.184.216.34", "2606:2800:220:1::1"))
     assert (address.app, address.key, address.port) == (app, key, port)
     assert address.addresses == ("93.184.216.34", "2606:2800:220:1::1")
-    for told in (repr(address), str(address), address.tc_url, redact(url)):
-        assert "topsecret" not in told and "stream.example" in told
+    for reported in (repr(address), str(address), address.tc_url, redact(url)):
+        assert "topsecret" not in reported and "stream.example" in reported
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ async def test_what_is_not_a_public_rtmp_address_is_refused_without_its_key(url:
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "reported"),
     [
         ("rtmp://stream.example:1935/live/topsecret", "rtmp://stream.example:1935/…"),
         ("rtmps://[2606::1]:443/live/topsecret", "rtmps://[2606::1]:443/…"),
@@ -77,8 +77,8 @@ async def test_what_is_not_a_public_rtmp_address_is_refused_without_its_key(url:
         ("", "…"),
     ],
 )
-def test_a_log_has_a_host_and_a_port_or_nothing(url: str, told: str) -> None:
-    assert redact(url) == told
+def test_a_log_has_a_host_and_a_port_or_nothing(url: str, reported: str) -> None:
+    assert redact(url) == reported
 
 
 async def test_private_hosts_are_reached_only_where_allowed_and_metadata_never() -> None:

@@ -168,10 +168,10 @@ def test_a_flood_of_pings_ends_a_push_that_was_connected() -> None:
         link = RtmpLink(address)
         try:
             link.open()
-            with pytest.raises((wire.RtmpError, OSError)) as told:
+            with pytest.raises((wire.RtmpError, OSError)) as reported:
                 for _ in range(100_000):
                     link.poll()
-            assert isinstance(told.value, wire.RtmpError) or told.value.errno
+            assert isinstance(reported.value, wire.RtmpError) or reported.value.errno
         finally:
             link.close()
 

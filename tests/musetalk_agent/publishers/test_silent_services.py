@@ -61,9 +61,9 @@ async def test_a_start_at_a_livekit_that_says_nothing_fails_with_its_code(
         url = f"ws://127.0.0.1:{address.port}"
         async with failing(NOBODY, executor, url=url) as made:
             async with asyncio.timeout(NEVER_S):
-                with pytest.raises(PublishFailed, match=url) as told:
+                with pytest.raises(PublishFailed, match=url) as reported:
                     await made.session.start()
-            assert told.value.code.value == "livekit_unavailable"
+            assert reported.value.code.value == "livekit_unavailable"
             assert made.session.state == "failed" and made.session.error is not None
             assert made.session.error["code"] == "livekit_unavailable"
         await nothing_left()
@@ -79,9 +79,9 @@ async def test_a_start_on_an_rtmp_server_that_says_nothing_fails_with_its_code(
         url = f"rtmp://127.0.0.1:{address.port}/live/secret-key"
         async with failing(NOBODY, executor, url, mode=PublisherMode.RTMP) as made:
             async with asyncio.timeout(NEVER_S):
-                with pytest.raises(PublishFailed, match="does not connect") as told:
+                with pytest.raises(PublishFailed, match="does not connect") as reported:
                     await made.session.start()
-            assert told.value.code.value == "livekit_unavailable" and "secret-key" not in str(told.value)
+            assert reported.value.code.value == "livekit_unavailable" and "secret-key" not in str(reported.value)
         await nothing_left()
 
 
@@ -283,17 +283,17 @@ async def test_a_probe_goes_on_after_an_error_that_no_one_expected(
         await connect(self, *arguments)
 
     monkeypatch.setattr(rtc.Room, "connect", breaks_twice)
-    told: asyncio.Queue[bool] = asyncio.Queue()
+    reported: asyncio.Queue[bool] = asyncio.Queue()
 
     def tell(healthy: bool) -> None:
-        told.put_nowait(healthy)
-        if told.qsize() == 1 and joins == 1:
+        reported.put_nowait(healthy)
+        if reported.qsize() == 1 and joins == 1:
             raise RuntimeError("a fault of the listener")
 
     made = Probe(livekit_server.url, probe_token(livekit_server), tell, 0.0)
     try:
         async with asyncio.timeout(NEVER_S):
-            assert [await told.get() for _ in range(3)] == [False, False, True]
+            assert [await reported.get() for _ in range(3)] == [False, False, True]
     finally:
         await made.aclose()
 

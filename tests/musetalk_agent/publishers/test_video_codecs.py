@@ -166,7 +166,7 @@ async def test_sixty_frames_a_second_are_asked_for_and_sent(livekit_server: Live
     assert video_bitrate(pattern(1280, 720)) == 3_000_000
 
 
-async def test_what_is_in_use_is_told(livekit_server: LiveKitAccess) -> None:
+async def test_what_is_in_use_is_reported(livekit_server: LiveKitAccess) -> None:
     frame, transport = pattern(512, 512), Transport()
     async with on_air(livekit_server, VideoEncoding(VideoCodec.AUTO)) as (publisher, _, _track):
         try:

@@ -75,13 +75,13 @@ async def test_a_dead_server_is_noticed_and_holds_nobody_up() -> None:
         await server.stop()
 
 
-async def test_a_token_that_is_refused_is_told_and_tried_again_slowly(livekit_server: LiveKitAccess) -> None:
-    told = asyncio.Event()
+async def test_a_token_that_is_refused_is_reported_and_tried_again_slowly(livekit_server: LiveKitAccess) -> None:
+    reported = asyncio.Event()
     options = StreamOptions(livekit_server.url, FPS, 256, 256, 800_000, token="not-a-token")
-    sink = WhipSink(options, MonotonicClock(), told.set)
+    sink = WhipSink(options, MonotonicClock(), reported.set)
     sink.start()
     try:
-        await asyncio.wait_for(told.wait(), NEVER_S)
+        await asyncio.wait_for(reported.wait(), NEVER_S)
         assert sink.state.error and "not-a-token" not in sink.state.error and "not-a-token" not in repr(options)
     finally:
         await sink.aclose()

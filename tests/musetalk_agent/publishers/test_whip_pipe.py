@@ -74,7 +74,7 @@ def test_ending_kills_the_process_and_closing_twice_frees_it_once(program: Progr
     assert not process.is_running()
 
 
-def test_the_reason_that_the_process_gives_is_told_without_the_token(program: Program) -> None:
+def test_the_reason_that_the_process_gives_is_reported_without_the_token(program: Program) -> None:
     push = program("read about; echo up; head -c 1 > /dev/null; echo error 401 Unauthorized")
     push.open(shape())
     push.play(sound())

@@ -168,7 +168,7 @@ def test_a_file_that_is_no_film_or_shows_nothing_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "models"])
 
 
-def test_a_folder_that_cannot_be_written_and_an_interruption_are_told_and_leave_nothing(
+def test_a_folder_that_cannot_be_written_and_an_interruption_are_reported_and_leave_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = write_film(tmp_path / "given.mp4")

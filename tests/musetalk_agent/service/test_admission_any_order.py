@@ -183,8 +183,8 @@ async def test_there_are_never_more_than_fit_and_who_is_refused_finds_no_place(
         elif act in ("ends", "breaks") and running:
             cast(Held, sessions.get(name)).over(SessionState.STOPPED if act == "ends" else SessionState.FAILED)
             del held[name]
-        told = sessions.capacity()
-        assert (told.sessions, told.sessions_max) == (len(held), limit) and len(held) <= limit
+        reported = sessions.capacity()
+        assert (reported.sessions, reported.sessions_max) == (len(held), limit) and len(held) <= limit
         assert sessions.empty == (not held)
     await sessions.aclose()
     await asyncio.gather(*callers.values(), return_exceptions=True)

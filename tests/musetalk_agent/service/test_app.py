@@ -84,7 +84,7 @@ async def test_capacity_conflict_and_unknown_things_have_codes(tmp_path: Path) -
             "limited_by": "setting",
             "card": None,
         }
-        assert capacity["processor"] >= 1 and capacity["pacing"] >= 1, "they are told, and do not rule"
+        assert capacity["processor"] >= 1 and capacity["pacing"] >= 1, "they are reported, and do not rule"
         for _ in range(2):
             assert (await here.http.post("/session/a/stop")).json()["state"] == "stopped"
         assert (await here.http.get("/session/a")).json()["state"] == "stopped"
@@ -186,7 +186,7 @@ async def test_the_link_tells_what_an_adopter_must_know(tmp_path: Path) -> None:
                         acks.append(LinkAck.model_validate(message))
                         positions.append((acks[-1].segment, acks[-1].heard_s))
         assert positions == sorted(positions)
-        # told every 100 ms while speech is heard, from the segment's own beginning
+        # reported every 100 ms while speech is heard, from the segment's own beginning
         assert sum(segment == 3 for segment, _ in positions) >= 2
         assert all(1.25 <= heard <= 1.75 for segment, heard in positions if segment == 3)
         assert acks[-1].frames > 20 and acks[-1].draining is False
@@ -194,7 +194,7 @@ async def test_the_link_tells_what_an_adopter_must_know(tmp_path: Path) -> None:
         async with here.link() as socket:
             hello = LinkHello.model_validate_json(await socket.recv())
             assert (hello.items, hello.segments, hello.received_samples) == (9, 5, 56_000)
-            assert hello.events == 5  # the third segment was told to have begun by another agent
+            assert hello.events == 5  # the third segment was reported as begun by another agent
 
 
 async def test_what_was_heard_elsewhere_counts_as_taken(tmp_path: Path) -> None:
@@ -211,14 +211,14 @@ async def test_what_was_heard_elsewhere_counts_as_taken(tmp_path: Path) -> None:
             assert (await _until(socket, "link.hello"))["received_samples"] == 40_000 + 16_000 + 8_000
 
 
-async def test_a_voice_elsewhere_is_told_when_its_sound_is_due(tmp_path: Path) -> None:
+async def test_a_voice_elsewhere_is_reported_when_its_sound_is_due(tmp_path: Path) -> None:
     async with agent(tmp_path) as here:
         await here.start(voice="orchestrator")
         async with here.link() as socket:
             await socket.send('{"type":"segment.start","segment":1,"sample_rate":16000,"heard_s":2.0}')
             await socket.send(tone(1.2).tobytes())
-            told = [await _until(socket, "link.voice") for _ in range(3)]
-    first, again, last = told
+            reported = [await _until(socket, "link.voice") for _ in range(3)]
+    first, again, last = reported
     assert (first["segment"], first["heard_s"], first["held"]) == (1, 2.0, False)
     assert math.isfinite(first["in_s"])
     assert 2.0 < again["heard_s"] < last["heard_s"] <= 3.24

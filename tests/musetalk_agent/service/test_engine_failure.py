@@ -56,7 +56,7 @@ async def _health(here: Agent) -> tuple[int, str]:
 
 
 async def _speak(here: Agent, session_id: str) -> dict[str, object]:
-    """Sends a second of sound; the first failure or end that is told."""
+    """Sends a second of sound; the first failure or end that is reported."""
     async with here.link(session_id) as socket, asyncio.timeout(NEVER_S):
         await socket.send(json.dumps({"type": "segment.start", "segment": 1, "sample_rate": 16000}))
         await socket.send(np.full(16_000, 9000, "<i2").tobytes())
@@ -72,8 +72,8 @@ async def test_sessions_fail_with_a_code_and_new_ones_run_when_the_engine_is_bac
     async with agent(tmp_path) as here:
         await here.start("a")
         assert await _health(here) == (200, "ok")
-        told = await _speak(here, "a")
-        assert (told["type"], told["code"]) == ("error", "engine_failed")
+        reported = await _speak(here, "a")
+        assert (reported["type"], reported["code"]) == ("error", "engine_failed")
         assert await _health(here) == (503, "engine_failed")
         refused = await here.start("b")
         assert (refused.status_code, refused.json()["code"]) == (503, "engine_failed")
@@ -175,12 +175,12 @@ async def test_debug_tells_what_the_engine_did(tmp_path: Path) -> None:
     async with agent(tmp_path) as here:
         await here.start("a")
         await _speak(here, "a")
-        told = (await here.http.get("/debug")).json()
-        assert told["engine"] == "pattern" and told["engine_note"] is None
-        figures = told["engine_figures"]
+        reported = (await here.http.get("/debug")).json()
+        assert reported["engine"] == "pattern" and reported["engine_note"] is None
+        figures = reported["engine_figures"]
         assert figures["frames"] >= 25
         assert sum(int(size) * count for size, count in figures["batches"].items()) == figures["frames"]
-        assert told["files"]["musetalkV15/unet.pth"]["exists"] is False and told["unet_config"] is None
+        assert reported["files"]["musetalkV15/unet.pth"]["exists"] is False and reported["unet_config"] is None
 
 
 class Doomed(PatternEngine):
@@ -224,8 +224,8 @@ async def test_a_process_whose_engine_is_lost_ends_with_70(tmp_path: Path, close
             await answers(http)
             here = Agent(http, port)
             assert (await here.start("a")).status_code == 200
-            told = await _speak(here, "a")
-            assert told["code"] == "engine_failed"
+            reported = await _speak(here, "a")
+            assert reported["code"] == "engine_failed"
         async with asyncio.timeout(NEVER_S):
             assert await process.wait() == 70
     finally:

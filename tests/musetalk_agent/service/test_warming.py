@@ -55,9 +55,9 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 async def test_health_says_warming_and_no_session_starts_before(tmp_path: Path, gate: asyncio.Event) -> None:
     async with cold(tmp_path) as (here, app, _):
         health = await here.http.get("/health")
-        told = health.json()
-        assert (health.status_code, told["status"], told["engine"]) == (503, "warming", "pattern")
-        assert "'pattern' is loaded and measured" in told["engine_note"]
+        reported = health.json()
+        assert (health.status_code, reported["status"], reported["engine"]) == (503, "warming", "pattern")
+        assert "'pattern' is loaded and measured" in reported["engine_note"]
         refused = await here.start()
         assert (refused.status_code, refused.json()["code"]) == (503, "not_ready") and refused.headers["retry-after"]
         assert (await here.http.get("/debug")).status_code == 200
@@ -82,7 +82,7 @@ async def test_a_start_that_fails_ends_the_server_with_its_reason(
         assert str(app.state.warmup.error) == "no memory" and not app.state.warmup.over
 
 
-async def test_an_agent_that_is_told_to_end_while_it_warms_up_ends(tmp_path: Path, gate: asyncio.Event) -> None:
+async def test_an_agent_that_is_asked_to_end_while_it_warms_up_ends(tmp_path: Path, gate: asyncio.Event) -> None:
     async with asyncio.timeout(NEVER_S):
         async with cold(tmp_path) as (_, app, server):
             server.should_exit = True

@@ -22,13 +22,13 @@ def test_an_engine_that_has_made_nothing_but_failures_is_the_diagnosis(stage: st
     funnel = speaking()
     assert funnel.diagnose(WELL).code is DiagnosisCode.OK
     funnel.fail(stage, "RuntimeError: lips on fire")
-    told = funnel.diagnose(WELL)
-    assert told.code is DiagnosisCode.ENGINE_FAILING and "lips on fire" in told.message
+    reported = funnel.diagnose(WELL)
+    assert reported.code is DiagnosisCode.ENGINE_FAILING and "lips on fire" in reported.message
     funnel.add(stage, 1)
     assert funnel.diagnose(WELL).code is DiagnosisCode.OK
 
 
-def test_three_failures_in_a_row_are_told_after_good_frames_one_is_not() -> None:
+def test_three_failures_in_a_row_are_reported_after_good_frames_one_is_not() -> None:
     funnel = speaking()
     funnel.add("patches", 100)
     for expected in (DiagnosisCode.OK, DiagnosisCode.OK, DiagnosisCode.ENGINE_FAILING):

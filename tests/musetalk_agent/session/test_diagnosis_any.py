@@ -1,4 +1,4 @@
-"""The diagnosis, whatever holds at once: the first cause along the list is told, in a sentence, and else that all is well."""
+"""The diagnosis, whatever holds at once: the first cause along the list is reported, in a sentence, and else that all is well."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def funnel(s: Situation) -> PipelineStats:
 
 
 @given(SITUATIONS)
-def test_the_first_cause_along_the_list_is_told(s: Situation) -> None:
+def test_the_first_cause_along_the_list_is_reported(s: Situation) -> None:
     facts = DiagnosisInput(
         joined=s.joined,
         viewers=s.viewers,
@@ -89,20 +89,20 @@ def test_the_first_cause_along_the_list_is_told(s: Situation) -> None:
         fallback=s.fallback,
         note=s.note,
     )
-    told = funnel(s).diagnose(facts)
-    assert told.code is first_cause(s)
-    assert len(told.message) > 10 and told.message.endswith((".", "?"))
-    wrong_format = told.code is DiagnosisCode.WRONG_FORMAT_SUSPECTED
-    assert told.suspicion == (s.suspicion if wrong_format else None)
-    assert ("not MuseTalk" in told.message) == (told.code is DiagnosisCode.OK and s.note is not None)
+    reported = funnel(s).diagnose(facts)
+    assert reported.code is first_cause(s)
+    assert len(reported.message) > 10 and reported.message.endswith((".", "?"))
+    wrong_format = reported.code is DiagnosisCode.WRONG_FORMAT_SUSPECTED
+    assert reported.suspicion == (s.suspicion if wrong_format else None)
+    assert ("not MuseTalk" in reported.message) == (reported.code is DiagnosisCode.OK and s.note is not None)
 
 
 def test_the_sentences_have_the_numbers() -> None:
     silent = PipelineStats()
     silent.add("samples", 32_000)
     silent.peak = 7
-    told = silent.diagnose(DiagnosisInput(joined=True)).message
-    assert "32000 samples" in told and "peak 7 of 32767" in told
+    reported = silent.diagnose(DiagnosisInput(joined=True)).message
+    assert "32000 samples" in reported and "peak 7 of 32767" in reported
     silent.peak = 9000
     assert "(0 viewers)" in silent.diagnose(DiagnosisInput(joined=True)).message
     assert (
@@ -117,7 +117,7 @@ STEPS = st.lists(
 
 @given(STEPS)
 def test_an_engine_fails_when_nothing_went_through_yet_or_three_in_a_row_did_not(steps: list[tuple[str, str]]) -> None:
-    """`composed` is no stage of the engine: its failures are not told as the engine's."""
+    """`composed` is no stage of the engine: its failures are not reported as the engine's."""
     made = PipelineStats()
     made.add("samples", 1)
     made.peak = 9000
@@ -132,9 +132,9 @@ def test_an_engine_fails_when_nothing_went_through_yet_or_three_in_a_row_did_not
             made.fail(stage, f"{stage} broke")
             rows[stage] += 1
         failing = [s for s in ("features", "patches") if rows[s] and (rows[s] >= FAILING_IN_ROW or not counts[s])]
-        told = made.diagnose(DiagnosisInput(joined=True, viewers=1, subscribed=True))
-        assert (told.code is DiagnosisCode.ENGINE_FAILING) == bool(failing)
-        assert not failing or f"{failing[0]} broke" in told.message
+        reported = made.diagnose(DiagnosisInput(joined=True, viewers=1, subscribed=True))
+        assert (reported.code is DiagnosisCode.ENGINE_FAILING) == bool(failing)
+        assert not failing or f"{failing[0]} broke" in reported.message
     report = {stage.stage: stage for stage in made.report()}
     assert list(report) == list(FUNNEL_STAGES), "in the order of the path"
     for stage, count in counts.items():

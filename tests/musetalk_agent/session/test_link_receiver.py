@@ -61,9 +61,9 @@ async def test_speech_beyond_the_backlog_ends_its_segment_with_a_warning(executo
         assert len(finished) == 1 and 6.0 <= finished[0].position_s <= 8.0 and not finished[0].interrupted
 
 
-@pytest.mark.parametrize(("seconds", "told"), [(0.02, 1), (0.039, 1), (0.04, 0), (0.0, 0)])
-async def test_many_segments_shorter_than_a_picture_are_told_once(
-    executor: ThreadPoolExecutor, seconds: float, told: int
+@pytest.mark.parametrize(("seconds", "reported"), [(0.02, 1), (0.039, 1), (0.04, 0), (0.0, 0)])
+async def test_many_segments_shorter_than_a_picture_are_reported_once(
+    executor: ThreadPoolExecutor, seconds: float, reported: int
 ) -> None:
     async with stand(executor) as made:
         inbox = make(made)
@@ -71,7 +71,7 @@ async def test_many_segments_shorter_than_a_picture_are_told_once(
             begin(inbox, number)
             inbox.take(np.ones(round(seconds * RATE), "<i2").tobytes())
             end(inbox, number)
-        assert warnings(made).count("segments_very_short") == told
+        assert warnings(made).count("segments_very_short") == reported
 
 
 async def test_a_short_word_now_and_then_is_no_mistake(executor: ThreadPoolExecutor) -> None:

@@ -67,7 +67,7 @@ ITEMS = st.lists(
 
 
 @given(ITEMS)
-def test_every_item_counts_once_and_samples_of_audio_count_where_they_are_told_to(
+def test_every_item_counts_once_and_samples_of_audio_count_where_they_are_asked_to(
     items: list[tuple[str, int, bool]],
 ) -> None:
     taken, heard, _ = receiver()
@@ -154,10 +154,11 @@ def test_speech_that_waits_longer_than_the_backlog_and_a_margin_ends_its_segment
     assert [type(event) for event in events] == ([m.WarningEvent] if refused else [])
     assert heard.calls.count(("end",)) == 1 + refused, "the first was of the start"
     if refused:
-        told = json.loads(events[0].model_dump_json())
-        assert told["code"] == "backlog_exceeded"
+        reported = json.loads(events[0].model_dump_json())
+        assert reported["code"] == "backlog_exceeded"
         assert (
-            told["message"] == f"Segment 3 is not spoken further: more than {backlog_s} s of speech wait to be played."
+            reported["message"]
+            == f"Segment 3 is not spoken further: more than {backlog_s} s of speech wait to be played."
         )
     heard.player.buffered_s = 0.0
     taken.take(start(4))

@@ -1,4 +1,4 @@
-"""A session and a publisher that changes its way out: what is told, and what is played again."""
+"""A session and a publisher that changes its way out: what is reported, and what is played again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.waiting import until
 
 
 class Moving(NullPublisher):
-    """Plays into nothing, and moves when it is told to."""
+    """Plays into nothing, and moves when it is asked to."""
 
     def __init__(self, clock: Clock) -> None:
         self.heard: list[Pcm] = []
@@ -57,7 +57,7 @@ class Moving(NullPublisher):
         self._changed(PublisherChanged(publisher="rtmp", reason="the room was lost"))
 
 
-async def test_a_change_of_the_way_out_is_told_and_loses_no_speech(tmp_path: Path) -> None:
+async def test_a_change_of_the_way_out_is_reported_and_loses_no_speech(tmp_path: Path) -> None:
     made: list[Moving] = []
 
     def make(_: AgentStartRequest, __: int) -> Moving:
@@ -97,7 +97,7 @@ async def test_a_change_of_the_way_out_is_told_and_loses_no_speech(tmp_path: Pat
 
 
 class Telling(NullPublisher):
-    """Writes down what the room is told of the avatar."""
+    """Writes down what the room learns of the avatar."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
@@ -151,10 +151,10 @@ async def test_the_room_hears_of_degraded_lips_in_time_and_of_their_recovery(
         session.receiver.take('{"type":"clear"}')
         monkeypatch.setattr(Failing, "broken", False)
         await clock.run(20)
-        told = publisher.states[1:]
-        assert [state for _, state in told] == ["speaking", "degraded", "idle"]
-        assert 8 < told[1][0] < 10, "soon after it began, though seven good seconds went before"
-        assert 12 < told[2][0] < 18, "over by itself, with nothing said any more"
+        reported = publisher.states[1:]
+        assert [state for _, state in reported] == ["speaking", "degraded", "idle"]
+        assert 8 < reported[1][0] < 10, "soon after it began, though seven good seconds went before"
+        assert 12 < reported[2][0] < 18, "over by itself, with nothing said any more"
         assert session.diagnose().code == "engine_failing", "until a frame succeeds"
         session.receiver.take('{"type":"segment.start","segment":2,"sample_rate":16000}')
         session.receiver.take(tone(1).tobytes())

@@ -140,7 +140,7 @@ def test_what_is_no_sound_has_a_sentence_with_its_name(tmp_path: Path, make, say
     assert str(refused.value).startswith(f"{path} ") and says in str(refused.value)
 
 
-def test_a_file_that_is_gone_when_it_is_decoded_again_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_gone_when_it_is_decoded_again_is_reported(tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav", tone(16_000, 0.1), 16_000, "pcm_s16le", "s16")
     sound = AudioFile.open(path)
     path.unlink()

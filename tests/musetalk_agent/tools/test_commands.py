@@ -73,8 +73,8 @@ def test_a_picture_that_cannot_be_is_wrong_usage(
     capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], says: str
 ) -> None:
     assert run(prepare, "clip.zip", *argv) == 2
-    told = capsys.readouterr()
-    assert says in told.err and told.out == ""
+    reported = capsys.readouterr()
+    assert says in reported.err and reported.out == ""
 
 
 def test_a_plan_is_not_built_without_the_extra_and_says_so(
@@ -82,9 +82,9 @@ def test_a_plan_is_not_built_without_the_extra_and_says_so(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     assert run(build_engine, "--models-dir", str(tmp_path)) == 1
-    told = capsys.readouterr()
-    assert told.err == "musetalk-agent: engine_unavailable: torch is not installed: install the extra [musetalk].\n"
-    assert told.out == "" and not list(tmp_path.iterdir())
+    reported = capsys.readouterr()
+    assert reported.err == "musetalk-agent: engine_unavailable: torch is not installed: install the extra [musetalk].\n"
+    assert reported.out == "" and not list(tmp_path.iterdir())
 
 
 def test_an_unknown_profile_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,7 +146,7 @@ def test_check_names_each_fault_and_counts_them(models: ModelStore, capsys: pyte
         (OSError(28, "No space left on device"), 1, "No space left on device"),
     ],
 )
-def test_what_ends_a_fetch_is_told_in_a_line(
+def test_what_ends_a_fetch_is_reported_in_a_line(
     models: ModelStore,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -159,8 +159,8 @@ def test_what_ends_a_fetch_is_told_in_a_line(
 
     monkeypatch.setattr(fetch_models, "fetch", fetch)
     assert run(fetch_models, "--models-dir", str(models.directory), "--quiet") == code
-    told = capsys.readouterr().err
-    assert told.startswith("fetch-models: ") and says in told and len(told.splitlines()) == 1
+    reported = capsys.readouterr().err
+    assert reported.startswith("fetch-models: ") and says in reported and len(reported.splitlines()) == 1
     assert run(fetch_models, "--models-dir", str(models.directory), "bodies") == 2
     assert capsys.readouterr().err == "unknown group 'bodies'; there are face\n"
 

@@ -124,7 +124,7 @@ def test_a_copy_of_other_weights_is_stale(models: Path, caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "reported"),
     [
         (lambda path: os.truncate(path, path.stat().st_size - 1), "bytes instead of"),
         (lambda path: os.truncate(path, 4), "no safetensors header"),
@@ -133,12 +133,12 @@ def test_a_copy_of_other_weights_is_stale(models: Path, caplog: pytest.LogCaptur
         (lambda path: path.write_bytes(b"\x04\0\0\0\0\0\0\0[12]"), "header is broken"),
     ],
 )
-def test_what_is_no_copy_is_passed_over(models: Path, spoil: Callable[[Path], object], told: str) -> None:
+def test_what_is_no_copy_is_passed_over(models: Path, spoil: Callable[[Path], object], reported: str) -> None:
     path = models / COPIES[0]
     assert problem_of(path, None) is None and notes_of(path)["source"] == "unet.pth"
     spoil(path)
     problem = problem_of(path, None)
-    assert problem is not None and told in problem
+    assert problem is not None and reported in problem
     assert used(models, "unet", "fp16") == ORIGINALS[0]
 
 

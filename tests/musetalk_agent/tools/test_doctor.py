@@ -112,7 +112,7 @@ def test_memory_that_others_hold(free: float, total: float, verdict: str, cure: 
     assert found.verdict == verdict and cure in found.cure and f"{free:.1f} of {total:.1f} GiB" in found.found
 
 
-def test_a_slow_card_is_told_the_profile_that_holds_one() -> None:
+def test_a_slow_card_gets_the_profile_that_holds_one() -> None:
     slow = by_name(check_card(card("NVIDIA GeForce RTX 3060", total=12, free=11), "quality", needed=True))["estimate"]
     assert slow.verdict == "todo" and slow.cure == "set MUSETALK_PROFILE=fast"
     unknown = by_name(check_card(card("NVIDIA of tomorrow"), "quality", needed=True))["estimate"]
@@ -148,7 +148,7 @@ async def test_the_engine_is_started_as_the_agent_does_and_measured(tmp_path: Pa
     assert broken.verdict == "todo" and "would not start" in broken.found and "unet.pth" in broken.found
 
 
-async def test_a_real_livekit_is_joined_and_a_wrong_key_is_told(livekit_server: LiveKitAccess) -> None:
+async def test_a_real_livekit_is_joined_and_a_wrong_key_is_reported(livekit_server: LiveKitAccess) -> None:
     real = LiveKitAddress(livekit_server.url, livekit_server.api_key, livekit_server.api_secret)
     joined = await check_livekit(real, NEVER_S)
     assert joined.verdict == "ok" and "joined a room" in joined.found and joined.figures["join_s"] >= 0
@@ -213,9 +213,9 @@ def test_the_command_prints_a_line_each_and_the_next_thing_to_type(
     monkeypatch.setenv("MODELS_DIR", str(tmp_path))
     monkeypatch.setenv("AVATAR_CACHE_DIR", str(tmp_path / "avatars"))
     assert run(doctor) == 1
-    told = capsys.readouterr().out
-    assert "todo  face models: " in told and told.rstrip().endswith("Next: musetalk-agent fetch-models")
-    assert "ok    engine: pattern on cpu" in told
+    reported = capsys.readouterr().out
+    assert "todo  face models: " in reported and reported.rstrip().endswith("Next: musetalk-agent fetch-models")
+    assert "ok    engine: pattern on cpu" in reported
     assert run(doctor, "--json", "--quick") == 1
     answer = json.loads(capsys.readouterr().out)
     assert answer["ok"] is False and answer["next"] == "musetalk-agent fetch-models"

@@ -115,7 +115,7 @@ def test_what_is_there_is_replaced_only_by_what_is_right(tmp_path: Path) -> None
     assert mine.read_bytes() == b"my own"
 
 
-def test_a_dead_host_is_tried_again_and_then_told(tmp_path: Path) -> None:
+def test_a_dead_host_is_tried_again_and_then_reported(tmp_path: Path) -> None:
     waits: list[float] = []
     store = store_of(tmp_path, "http://127.0.0.1:1/a.bin")
     with pytest.raises(FetchFailed, match=r"net/a\.bin could not be fetched.*run the command again"):
@@ -163,19 +163,19 @@ def test_a_nested_file_replaces_a_cut_one_but_not_a_whole_one(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reported"),
     [
         (None, "missing"),
         (BODY[:-1], "damaged: 25599 bytes instead of 25600"),
         (b"\1" + BODY[1:], "damaged: its sha256 is another than the manifest's"),
     ],
 )
-def test_faults_are_named(tmp_path: Path, content: bytes | None, told: str) -> None:
+def test_faults_are_named(tmp_path: Path, content: bytes | None, reported: str) -> None:
     store = store_of(tmp_path, "http://127.0.0.1:1/")
     (store.directory / "net").mkdir(parents=True)
     if content is not None:
         (store.directory / "net" / "a.bin").write_bytes(content)
-    assert fetch_models.faults(store, ["test"], quiet=True) == {"net/a.bin": told}
+    assert fetch_models.faults(store, ["test"], quiet=True) == {"net/a.bin": reported}
 
 
 def run(*argv: str) -> int:
@@ -196,11 +196,11 @@ def test_check_says_exactly_what_is_missing(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "sd-vae-ft-mse").mkdir()
     (tmp_path / "sd-vae-ft-mse" / "diffusion_pytorch_model.bin").write_bytes(b"cut")
     assert run("musetalk", "--check", "--quiet", "--models-dir", str(tmp_path)) == 1
-    told = capsys.readouterr().err
-    assert "musetalkV15/unet.pth is missing" in told
-    assert "sd-vae/diffusion_pytorch_model.bin is damaged: 3 bytes instead of 334707217" in told
-    assert f"7 files to fetch in {tmp_path}" in told
-    assert "face-parse-bisent" not in told
+    reported = capsys.readouterr().err
+    assert "musetalkV15/unet.pth is missing" in reported
+    assert "sd-vae/diffusion_pytorch_model.bin is damaged: 3 bytes instead of 334707217" in reported
+    assert f"7 files to fetch in {tmp_path}" in reported
+    assert "face-parse-bisent" not in reported
 
 
 def test_check_of_what_is_whole(

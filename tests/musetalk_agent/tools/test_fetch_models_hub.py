@@ -123,7 +123,7 @@ def test_a_busy_hub_is_asked_again(store_of: StoreOf) -> None:
     assert waits == [1, 2] and store.state()["a/config.json"].verified
 
 
-def test_what_the_hub_does_not_have_is_told_at_once(store_of: StoreOf) -> None:
+def test_what_the_hub_does_not_have_is_reported_at_once(store_of: StoreOf) -> None:
     gone = entry_of("v15/gone.pth", "ann/net", "gone.pth", b"x")
     waits: list[float] = []
     with serving_hub(FILES) as hub, pytest.raises(FetchFailed, match=r"v15/gone\.pth could not be fetched.*404"):
@@ -141,11 +141,11 @@ def test_other_bytes_of_the_right_size_are_not_kept(store_of: StoreOf) -> None:
 
 def test_an_unreachable_hub_is_waited_for_once(store_of: StoreOf) -> None:
     waits: list[float] = []
-    with pytest.raises(FetchFailed) as told:
+    with pytest.raises(FetchFailed) as reported:
         network = Transfer("http://127.0.0.1:1", pause=waits.append)
         fetch_models.fetch(store_of(FIRST, SECOND, UNET), ["test"], quiet=True, network=network)
     assert waits == [1, 2, 4, 8]
-    assert [line.split()[0] for line in str(told.value).splitlines()] == [
+    assert [line.split()[0] for line in str(reported.value).splitlines()] == [
         "a/config.json",
         "b/config.json",
         "v15/unet.pth",

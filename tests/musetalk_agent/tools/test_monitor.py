@@ -72,10 +72,15 @@ async def test_figures_of_a_session_that_speaks(tmp_path: Path, capsys: pytest.C
     async with agent(tmp_path, max_sessions=3) as here, speaking(here):
         url = f"http://127.0.0.1:{here.port}"
         assert await run(url, "--key", KEY, "--once", "--json", "--interval", "0.8") == 0
-        told: dict[str, Any] = json.loads(capsys.readouterr().out)
-        assert (told["status"], told["engine"], told["sessions_held"], told["sessions_max"]) == ("ok", "pattern", 1, 3)
-        assert set(told["queue"]) >= {"pattern"} and 0 <= told["busy"]["pattern"] < 1
-        (session,) = told["sessions"]
+        reported: dict[str, Any] = json.loads(capsys.readouterr().out)
+        assert (reported["status"], reported["engine"], reported["sessions_held"], reported["sessions_max"]) == (
+            "ok",
+            "pattern",
+            1,
+            3,
+        )
+        assert set(reported["queue"]) >= {"pattern"} and 0 <= reported["busy"]["pattern"] < 1
+        (session,) = reported["sessions"]
         assert (session["session_id"], session["state"], session["fps_wanted"]) == ("s1", "speaking", 25)
         assert session["fps"] > 0 and math.isfinite(session["skew_ms"])
         assert 0 < session["lip_latency_p50_ms"] <= session["lip_latency_p95_ms"]

@@ -33,7 +33,7 @@ FIGURES: dict[str, float | int | str | None] = {
 
 def session(name: str = "ses_1", published: int = 100, **more: Any) -> AgentSession:
     """A session that has published so many pictures."""
-    told: dict[str, Any] = {
+    reported: dict[str, Any] = {
         "diagnosis": Diagnosis(code=DiagnosisCode.OK, message="All is well."),
         "statistics": FIGURES,
         "funnel": [FunnelStage(stage="composed", count=7), FunnelStage(stage="published", count=published)],
@@ -51,7 +51,7 @@ def session(name: str = "ses_1", published: int = 100, **more: Any) -> AgentSess
         width=64,
         height=64,
         started_at="2026-11-28T20:53:00Z",
-        **told,
+        **reported,
     )
 
 
@@ -130,7 +130,7 @@ def test_the_table_has_a_row_for_each_session_under_its_columns() -> None:
     assert len(lines) == 5, "nobody has a cause to tell"
 
 
-def test_causes_and_the_engine_s_note_are_told_around_the_table() -> None:
+def test_causes_and_the_engine_s_note_are_reported_around_the_table() -> None:
     silent = session("b", diagnosis=Diagnosis(code=DiagnosisCode.NO_AUDIO, message="No PCM has arrived yet."))
     lines = table_lines(
         session_table(snapshot(2.0, session("a"), silent, note="The engine is 'warp', not MuseTalk."), None)
@@ -185,7 +185,9 @@ def test_a_look_reads_debug_health_and_metrics_and_a_draining_agent_is_one() -> 
         ({"/debug": httpx.ReadTimeout("")}, "cannot be reached: ReadTimeout."),
     ],
 )
-def test_what_is_no_agent_is_told_with_its_address(answers: dict[str, httpx.Response | Exception], says: str) -> None:
+def test_what_is_no_agent_is_reported_with_its_address(
+    answers: dict[str, httpx.Response | Exception], says: str
+) -> None:
     with answering(answers) as http, pytest.raises(AgentUnreachable) as refused:
         take_snapshot(http)
     assert str(refused.value).startswith("http://agent.test:8090") and says in str(refused.value)

@@ -92,8 +92,8 @@ def test_white_frames_are_exactly_the_loud_ones(
     with av.open(str(target)) as container:
         track = container.streams.audio[0]
         assert (track.rate, len(track.layout.channels)) == (min(rate, 48_000), channels)
-    told = capsys.readouterr().out
-    assert f"{len(expected)} frames of 64×64 at {fps} fps" in told and "× real time" in told
+    reported = capsys.readouterr().out
+    assert f"{len(expected)} frames of 64×64 at {fps} fps" in reported and "× real time" in reported
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "cache") == ["in.wav", "out.mp4"]
 
 
@@ -131,7 +131,7 @@ def test_refusals_have_a_sentence_a_code_and_leave_nothing(tmp_path: Path, capsy
     out = str(tmp_path / "out.mp4")
     before = sorted(tmp_path.iterdir())
     pattern = ("--engine", "pattern")
-    for argv, code, told in (
+    for argv, code, reported in (
         (("--avatar", "x", "--audio", str(tmp_path / "none.wav"), "-o", out, *pattern), 1, "none.wav cannot be read"),
         (("--avatar", "x", "--audio", str(text), "-o", out, *pattern), 1, "text.wav is no sound file"),
         (("--avatar", "x", "--audio", str(silent), "-o", out, *pattern), 1, "silent.mp4 has no sound track"),
@@ -145,7 +145,7 @@ def test_refusals_have_a_sentence_a_code_and_leave_nothing(tmp_path: Path, capsy
     ):
         assert run(*argv) == code, argv
         seen = capsys.readouterr()
-        assert told in seen.err and seen.out == ""
+        assert reported in seen.err and seen.out == ""
     assert [p for p in sorted(tmp_path.iterdir()) if p.name != "cache"] == before
 
 
@@ -199,8 +199,8 @@ def test_ctrl_c_leaves_no_half_film(tmp_path: Path) -> None:
         wait_until(lambda: any(p.suffix == ".part" and p.stat().st_size > 0 for p in tmp_path.iterdir()))
         assert child.poll() is None
         child.send_signal(signal.SIGINT)
-        told = child.communicate(timeout=NEVER_S)[1]
+        reported = child.communicate(timeout=NEVER_S)[1]
     finally:
         child.kill()
-    assert child.returncode == 130 and "interrupted; nothing was written" in told and "Traceback" not in told
+    assert child.returncode == 130 and "interrupted; nothing was written" in reported and "Traceback" not in reported
     assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == ["in.wav"]

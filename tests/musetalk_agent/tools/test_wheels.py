@@ -60,8 +60,8 @@ def test_files_of_one_wheel_are_taken_out_of_one_download_and_nothing_else_is_le
     tmp_path: Path, installer: Path
 ) -> None:
     store = store_of(tmp_path, entry("a.tflite", "face/net.tflite"), entry("b/c.tflite", "face/mesh.tflite"))
-    told: list[int] = []
-    assert fetch_models.fetch(store, ["face"], quiet=True, network=Transfer(progress=told.append)) == 2
+    reported: list[int] = []
+    assert fetch_models.fetch(store, ["face"], quiet=True, network=Transfer(progress=reported.append)) == 2
     assert (store.directory / "a.tflite").read_bytes() == b"a network"
     assert (store.directory / "b/c.tflite").read_bytes() == b"a mesh of points"
     (line,) = installer.read_text().splitlines()
@@ -79,7 +79,7 @@ def test_files_of_one_wheel_are_taken_out_of_one_download_and_nothing_else_is_le
         (entry("a", "face/net.tflite", b"a longer network"), "a came with 9 bytes instead of 16"),
     ],
 )
-def test_a_wheel_that_has_not_what_was_promised_is_told_and_leaves_nothing(
+def test_a_wheel_that_has_not_what_was_promised_is_reported_and_leaves_nothing(
     tmp_path: Path, installer: Path, wanted: ModelFile, says: str
 ) -> None:
     store = store_of(tmp_path, wanted)

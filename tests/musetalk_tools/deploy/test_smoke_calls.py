@@ -50,7 +50,7 @@ async def test_what_may_have_been_said_is_not_said_again() -> None:
     assert len(asked) == 2
 
 
-async def test_what_stays_is_told_at_once() -> None:
+async def test_what_stays_is_reported_at_once() -> None:
     async with answering((403, "forbidden")) as (http, asked):
         with pytest.raises(SmokeFailed, match="start: HTTP 403"):
             await _call(http, "start", "POST", "/session/start")

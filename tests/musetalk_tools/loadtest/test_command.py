@@ -31,7 +31,7 @@ SOME = ["loadtest", "--sessions", "1", "--minutes", "1"]
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "reported"),
     [
         ([], "ORCHESTRATOR_API_KEY"),
         (["--api-key", "k", "--sessions", "9999"], "--sessions 9999: give 1 to 1000"),
@@ -44,9 +44,9 @@ SOME = ["loadtest", "--sessions", "1", "--minutes", "1"]
         (["--api-key", "k", "--url", "http://127.0.0.1:1"], "unreachable: http://127.0.0.1:1 cannot be reached"),
     ],
 )
-def test_wrong_use_is_told(more: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_use_is_reported(more: list[str], reported: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SOME, *more]) == 2
-    assert told in capsys.readouterr().err
+    assert reported in capsys.readouterr().err
 
 
 def test_more_than_the_cores_bear_wants_a_yes() -> None:
@@ -141,7 +141,7 @@ def test_the_picture_in_both_formats(tmp_path: Path) -> None:
     draw(_report(), tmp_path / "report.svg")
     root = ElementTree.parse(tmp_path / "report.svg").getroot()
     words = " ".join(element.text or "" for element in root.iter())
-    for told in (
+    for reported in (
         "3 sessions",
         "NOT within",
         "/<&>",
@@ -150,7 +150,7 @@ def test_the_picture_in_both_formats(tmp_path: Path) -> None:
         "p95 94",
         "--max-p95-skew 40",
     ):
-        assert told in words
+        assert reported in words
     draw(_report(), tmp_path / "report.png")
     pixels = cv2.imread(str(tmp_path / "report.png"))
     assert pixels is not None and pixels.shape[1] == 2 * int(root.attrib["width"])

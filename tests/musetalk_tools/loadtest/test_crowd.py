@@ -55,7 +55,7 @@ for text in sys.stdin:
 
 
 class Watched:
-    """A watch that keeps what it is told."""
+    """A watch that keeps what is reported to it."""
 
     def __init__(self, name: str) -> None:
         self.seen: list[Seen] = []
@@ -100,7 +100,9 @@ async def test_what_a_viewer_sees_reaches_its_own_watch_only(monkeypatch: pytest
         assert first.seen == [Seen(name="a", frames=[1.0, 1.04], onsets=[2.5])] and second.seen == []
 
 
-async def test_a_room_that_cannot_be_joined_is_told_and_its_neighbours_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_room_that_cannot_be_joined_is_reported_and_its_neighbours_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with crowded(monkeypatch) as crowd:
         good, bad = Watched("a"), Watched("b")
         await crowd.join(good.watch, "ws://x", "ok")

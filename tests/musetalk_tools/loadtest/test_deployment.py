@@ -103,7 +103,7 @@ async def test_calls_go_where_they_should_with_the_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("handler", "code", "told"),
+    ("handler", "code", "reported"),
     [
         (answering(429, {"code": "at_capacity", "detail": "Full."}), "at_capacity", "Full."),
         (answering(503, {"code": "draining"}), "draining", "POST /session/start answered 503"),
@@ -113,9 +113,9 @@ async def test_calls_go_where_they_should_with_the_key() -> None:
         (answering(200, content=b"<html>"), "http_nonsense", "answered no JSON"),
     ],
 )
-async def test_a_refusal_has_the_services_code_or_the_status(handler: Handler, code: str, told: str) -> None:
+async def test_a_refusal_has_the_services_code_or_the_status(handler: Handler, code: str, reported: str) -> None:
     async with deployment(handler) as service:
-        with pytest.raises(CallError, match=told) as caught:
+        with pytest.raises(CallError, match=reported) as caught:
             await service.start({})
     assert caught.value.code == code
 
@@ -165,7 +165,7 @@ LISTED = {"session_id": "a", "room": "loadtest-1-0", "state": "ready"}
 
 
 @pytest.mark.parametrize("sessions", [None, {}, "none", [None], ["a"], *([{**LISTED, name: 7}] for name in LISTED)])
-async def test_a_list_that_is_none_is_told_as_such(sessions: Any) -> None:
+async def test_a_list_that_is_none_is_reported_as_such(sessions: Any) -> None:
     async with deployment(answering(200, {"sessions": sessions})) as service:
         with pytest.raises(CallError, match="is an orchestrator at that address") as caught:
             await service.running("loadtest-1-")
@@ -226,14 +226,14 @@ def test_counters_sums_and_counts_are_read_and_nothing_else() -> None:
 
 async def test_counters_or_why_there_are_none() -> None:
     async with deployment(answering(200, content=METRICS.encode())) as service:
-        told = await counters(service)
-        assert isinstance(told, dict) and told["avatar_session_start_seconds_sum"] == 2.5
+        reported = await counters(service)
+        assert isinstance(reported, dict) and reported["avatar_session_start_seconds_sum"] == 2.5
     async with deployment(answering(403, {"code": "forbidden", "detail": "Operators only."})) as service:
         refused = await counters(service)
         assert isinstance(refused, CallError) and refused.code == "forbidden"
 
 
-def test_only_what_rose_is_told_also_of_what_was_not_there_before() -> None:
+def test_only_what_rose_is_reported_also_of_what_was_not_there_before() -> None:
     services = ServiceMetrics()
     risen(services, {"a": 1.0, "b": 2.0, "c": 5.0}, {"a": 1.5, "b": 2.0, "new": 3.0, "c": 4.0})
     assert services.orchestrator == {"a": 0.5, "new": 3.0} and services.note is None
@@ -261,9 +261,9 @@ async def test_the_worst_percentile_and_the_sum_of_the_counts() -> None:
     ]
     body = {"engine": "warp", "device": "cpu", "sessions": sessions}
     async with deployment(answering(200, body)) as service:
-        told = await agents(service, {"a", "b", "c", ""})
-    assert (told.engine, told.device, told.sessions_seen, told.note) == ("warp", "cpu", 3, None)
-    assert told.agents == {
+        reported = await agents(service, {"a", "b", "c", ""})
+    assert (reported.engine, reported.device, reported.sessions_seen, reported.note) == ("warp", "cpu", 3, None)
+    assert reported.agents == {
         "spoken": 15,
         "dropped": 0,
         "held": 1,
@@ -273,13 +273,13 @@ async def test_the_worst_percentile_and_the_sum_of_the_counts() -> None:
         "lip_latency_p50_ms": 60.5,
         "lip_latency_p95_ms": 90,
     }
-    assert told.diagnoses == {"None": 3}
+    assert reported.diagnoses == {"None": 3}
 
 
 async def test_a_percentile_that_no_agent_tells_is_not_zero() -> None:
     async with deployment(answering(200, {"sessions": []})) as service:
-        told = await agents(service, {"a"})
-    assert "lip_latency_p95_ms" not in told.agents and told.sessions_seen == 0
+        reported = await agents(service, {"a"})
+    assert "lip_latency_p95_ms" not in reported.agents and reported.sessions_seen == 0
 
 
 async def test_a_call_that_is_cancelled_leaves_the_next_one_its_connection() -> None:

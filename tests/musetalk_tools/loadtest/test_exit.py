@@ -62,7 +62,9 @@ def test_the_code_says_whether_the_bars_held(fields: dict[str, bool], code: int,
     assert run(report(**fields)) == code
 
 
-def test_a_service_that_refuses_is_wrong_use_and_told_by_its_code(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_service_that_refuses_is_wrong_use_and_reported_by_its_code(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(CallError("unauthorized", "This key is not known.")) == 2
     out, err = capsys.readouterr()
     assert "loadtest: unauthorized: This key is not known." in err and out == ""
@@ -120,7 +122,7 @@ def test_a_file_that_cannot_be_written_at_the_end_loses_no_summary_and_no_code(
 
 
 @pytest.mark.parametrize("option", ["--json", "--picture"])
-def test_a_folder_that_is_not_there_is_told_before_the_run(
+def test_a_folder_that_is_not_there_is_reported_before_the_run(
     option: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked.clear()

@@ -24,8 +24,8 @@ def test_percentiles_are_those_of_the_values() -> None:
         tally.add(float(value))
     figure = tally.figure()
     assert figure is not None and figure.count == 5000 and figure.unit == "ms"
-    for q, told in ((5, figure.p5), (50, figure.p50), (95, figure.p95), (99, figure.p99)):
-        assert told == pytest.approx(np.percentile(values, q, method="nearest"), abs=0.11)
+    for q, reported in ((5, figure.p5), (50, figure.p50), (95, figure.p95), (99, figure.p99)):
+        assert reported == pytest.approx(np.percentile(values, q, method="nearest"), abs=0.11)
     assert figure.max == pytest.approx(values.max(), abs=0.06) and figure.mean == pytest.approx(values.mean(), abs=0.06)
 
 
@@ -137,11 +137,11 @@ def test_bars() -> None:
     figure = tally.figure()
     assert figure is not None
     bars = {"max-p95-start": 1.0, "min-p5-fps": 24.0, "max-move": 5.0}
-    told = {each.option: each for each in judge(bars, {"start_s": figure}, failed=1)}
-    assert told["max-p95-start"].held and told["max-p95-start"].value == 0.8
-    assert not told["min-p5-fps"].held and told["min-p5-fps"].value is None  # nothing measured is nothing shown
-    assert told["max-move"].held  # nobody moved
-    assert not told["max-failed"].held  # by default none may fail
+    reported = {each.option: each for each in judge(bars, {"start_s": figure}, failed=1)}
+    assert reported["max-p95-start"].held and reported["max-p95-start"].value == 0.8
+    assert not reported["min-p5-fps"].held and reported["min-p5-fps"].value is None  # nothing measured is nothing shown
+    assert reported["max-move"].held  # nobody moved
+    assert not reported["max-failed"].held  # by default none may fail
     assert judge({"max-failed": 1}, {}, failed=1)[0].held
     fast = judge({"min-p5-fps": 24.0}, {"fps": figure}, failed=0)
     assert [each.held for each in fast] == [True, False]

@@ -22,7 +22,7 @@ def plan(**fields: Any) -> Plan:
 
 
 @pytest.mark.parametrize(
-    ("field", "good", "bad", "told"),
+    ("field", "good", "bad", "reported"),
     [
         ("sessions", (1, 1000), (0, -1, 1001), "--sessions {}: give 1 to 1000."),
         ("minutes", (0.1, 1440), (0.09, -1, 1441), "--minutes {}: give 0.1 to 1440."),
@@ -31,13 +31,13 @@ def plan(**fields: Any) -> Plan:
         ("interrupt_every", (0, 1000), (-1, 1001), "--interrupt-every {}: give 0 to 1000."),
     ],
 )
-def test_every_number_has_its_edges(field: str, good: tuple[float, ...], bad: tuple[float, ...], told: str) -> None:
+def test_every_number_has_its_edges(field: str, good: tuple[float, ...], bad: tuple[float, ...], reported: str) -> None:
     for value in good:
         check(plan(**{field: value}), anyway=True)
     for value in bad:
         with pytest.raises(PlanError) as caught:
             check(plan(**{field: value}), anyway=True)
-        assert str(caught.value) == told.format(f"{value:g}")
+        assert str(caught.value) == reported.format(f"{value:g}")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -131,10 +131,10 @@ def parsed(*options: str) -> argparse.Namespace:
 
 
 def test_every_bar_is_an_option_and_every_option_a_bar_of_a_figure_that_there_is() -> None:
-    told = vars(parsed(*(part for kind in THRESHOLDS for part in (f"--{kind.option}", "1.5"))))
+    reported = vars(parsed(*(part for kind in THRESHOLDS for part in (f"--{kind.option}", "1.5"))))
     figures = vars(Tallies())
     for kind in THRESHOLDS:
-        assert told[kind.option.replace("-", "_")] == 1.5
+        assert reported[kind.option.replace("-", "_")] == 1.5
         assert kind.figure in figures and kind.value in Figure.model_fields
         assert figures[kind.figure]._unit == kind.unit
     assert len({kind.option for kind in THRESHOLDS}) == len(THRESHOLDS)
@@ -157,9 +157,15 @@ def test_an_option_that_is_none_ends_with_2(options: list[str], capsys: pytest.C
 
 
 def test_defaults_are_those_of_the_help() -> None:
-    told = parsed()
-    assert (told.speak_share, told.interrupt_every, told.ramp, told.max_failed, told.yes) == (0.5, 3, 0.0, 0, False)
-    assert told.max_p95_start is None and told.json is None and told.picture is None
+    reported = parsed()
+    assert (reported.speak_share, reported.interrupt_every, reported.ramp, reported.max_failed, reported.yes) == (
+        0.5,
+        3,
+        0.0,
+        0,
+        False,
+    )
+    assert reported.max_p95_start is None and reported.json is None and reported.picture is None
 
 
 def figure(unit: str = "s", **values: float) -> Figure:

@@ -60,15 +60,21 @@ async def test_a_row_is_rounded_to_milliseconds_and_empty_where_nothing_was() ->
 
 
 @pytest.mark.parametrize(("cpu_s", "seconds", "cores"), [(30.0, 60.0, 0.5), (0.0, 10.0, 0.0), (1.0, 0.0, 1000.0)])
-def test_the_generators_own_work_is_told_in_cores(cpu_s: float, seconds: float, cores: float) -> None:
-    told = machine(cpu_s, seconds)
-    assert told.viewer_cores == cores and told.cores >= 1 and "Python 3" in told.system
+def test_the_generators_own_work_is_reported_in_cores(cpu_s: float, seconds: float, cores: float) -> None:
+    reported = machine(cpu_s, seconds)
+    assert reported.viewer_cores == cores and reported.cores >= 1 and "Python 3" in reported.system
 
 
-def test_a_plan_is_told_as_it_was_given() -> None:
+def test_a_plan_is_reported_as_it_was_given() -> None:
     plan = Plan("https://x", 4, 0.5, ramp_s=1.5, speak_share=0.25, engine="warp", run_id="r")
-    told = reported_plan(plan)
-    assert (told.url, told.run_id, told.sessions, told.seconds, told.ramp_s) == ("https://x", "r", 4, 31.5, 1.5)
+    reported = reported_plan(plan)
+    assert (reported.url, reported.run_id, reported.sessions, reported.seconds, reported.ramp_s) == (
+        "https://x",
+        "r",
+        4,
+        31.5,
+        1.5,
+    )
 
 
 # --- the picture
@@ -85,15 +91,15 @@ def words(root: ElementTree.Element) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("held", "cut_short", "told"),
+    ("held", "cut_short", "reported"),
     [
         (True, False, "within the bars"),
         (False, False, "NOT within the bars"),
         (True, True, "within the bars, cut short"),
     ],
 )
-def test_its_head_says_how_it_ended(held: bool, cut_short: bool, told: str, tmp_path: Path) -> None:
-    assert told in words(drawn(tmp_path, held=held, cut_short=cut_short))
+def test_its_head_says_how_it_ended(held: bool, cut_short: bool, reported: str, tmp_path: Path) -> None:
+    assert reported in words(drawn(tmp_path, held=held, cut_short=cut_short))
 
 
 @pytest.mark.parametrize("points", [0, 1, 200])
@@ -152,11 +158,11 @@ def wav(path: Path, pcm: np.ndarray, rate: int = RATE, channels: int = 1, width:
 
 
 @pytest.mark.parametrize(
-    ("rate", "width", "told"),
+    ("rate", "width", "reported"),
     [(7999, 2, "not 16-bit at 7999 Hz"), (48_001, 2, "16-bit at 48001"), (16_000, 1, "not 8-bit at 16000 Hz")],
 )
-def test_what_is_no_speech_is_refused_by_what_it_is(rate: int, width: int, told: str, tmp_path: Path) -> None:
-    with pytest.raises(SpeechError, match=told):
+def test_what_is_no_speech_is_refused_by_what_it_is(rate: int, width: int, reported: str, tmp_path: Path) -> None:
+    with pytest.raises(SpeechError, match=reported):
         recording(wav(tmp_path / "a.wav", np.full(rate, 100), rate, width=width))
 
 

@@ -183,7 +183,7 @@ def test_a_deployment_that_cannot_be_spoken_to(name: str, world: World) -> None:
 
 
 @virtually
-async def test_the_services_own_figures_are_told_of_this_runs_sessions_only(world: World) -> None:
+async def test_the_services_own_figures_are_reported_of_this_runs_sessions_only(world: World) -> None:
     world.metrics_text = "# TYPE avatar_session_starts counter\navatar_session_starts_total 5.0\n"
     statistics = [{"spoken": 100, "dropped": 1, "lip_latency_p95_ms": 80}, {"spoken": 50, "lip_latency_p95_ms": 120}]
     diagnosis = {"code": "ok"}
@@ -203,7 +203,7 @@ async def test_the_services_own_figures_are_told_of_this_runs_sessions_only(worl
 
 
 @virtually
-async def test_a_key_that_may_not_see_them_is_told_in_a_note(world: World) -> None:
+async def test_a_key_that_may_not_see_them_is_reported_in_a_note(world: World) -> None:
     world.errors |= {"metrics": CallError("forbidden", "operators only"), "debug": CallError("forbidden", "no")}
     report = await run_of(world, minutes=0.1).run()
     assert report.services.note == "forbidden: no" and report.services.orchestrator == {}

@@ -180,7 +180,7 @@ async def test_reconnects_moves_and_warnings_are_counted(world: World) -> None:
     sender.on_message({"type": "session.state", "state": "recovering"})
     await asyncio.sleep(1.5)
     sender.on_message({"type": "session.state", "state": "ready"})
-    sender.on_message({"type": "session.state", "state": "ready"})  # told once more
+    sender.on_message({"type": "session.state", "state": "ready"})  # reported once more
     shared.stop.set()
     await task
     counts = shared.counts

@@ -105,7 +105,7 @@ def test_the_window_of_a_mark_begins_50_ms_before_it_and_ends_before_the_next_on
 
 
 @pytest.mark.parametrize(
-    ("offsets", "told_ms"),
+    ("offsets", "reported_ms"),
     [
         ([], None),
         ([99.99], None),
@@ -117,7 +117,7 @@ def test_the_window_of_a_mark_begins_50_ms_before_it_and_ends_before_the_next_on
     ],
 )
 def test_an_interruption_ends_with_the_last_sound_within_two_seconds(
-    offsets: list[float], told_ms: float | None
+    offsets: list[float], reported_ms: float | None
 ) -> None:
     tallies = Tallies()
     sight = ViewerMetrics(tallies, WINDOW_S)
@@ -127,7 +127,7 @@ def test_an_interruption_ends_with_the_last_sound_within_two_seconds(
     assert len(tallies.interrupt_ms) == 0, "too early"
     sight.settle(110.0)
     figure = tallies.interrupt_ms.figure()
-    assert (figure.max if figure else None) == told_ms
+    assert (figure.max if figure else None) == reported_ms
 
 
 def test_what_nobody_asked_for_is_forgotten() -> None:

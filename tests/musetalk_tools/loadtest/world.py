@@ -127,13 +127,13 @@ class World:
         self.watches[name].on_link(Link(name=name, state="disconnected", reason=reason))
 
     async def _show(self, name: str, after_s: float) -> None:
-        """Pictures at an even pace; what came is told twice a second."""
+        """Pictures at an even pace; what came is reported twice a second."""
         await asyncio.sleep(after_s)
         begun = time.monotonic()
-        for told in itertools.count():
+        for reported in itertools.count():
             seen = self.seen[name]
-            count = round(REPORT_S * FPS) if told % 2 else round(REPORT_S * FPS) + 1
-            first = told // 2 * FPS + told % 2 * (round(REPORT_S * FPS) + 1)
+            count = round(REPORT_S * FPS) if reported % 2 else round(REPORT_S * FPS) + 1
+            first = reported // 2 * FPS + reported % 2 * (round(REPORT_S * FPS) + 1)
             seen.frames = [begun + (first + n) / FPS for n in range(count)]
             self.seen[name] = Seen(name=name)
             self.watches[name].on_seen(seen)
@@ -185,7 +185,7 @@ class Speaker:
 
 def inhabit(world: World, patch: pytest.MonkeyPatch) -> World:
     """Sessions and runs of the load test meet this world from now on."""
-    patch.setattr("musetalk_tools.loadtest.load_session.Sender", lambda url, told: Speaker(world, url, told))
+    patch.setattr("musetalk_tools.loadtest.load_session.Sender", lambda url, reported: Speaker(world, url, reported))
     patch.setattr("musetalk_tools.loadtest.run.ViewerPool", lambda: world)
     return world
 

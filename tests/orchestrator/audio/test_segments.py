@@ -1,4 +1,4 @@
-"""The segment rules, one by one: what goes to the agent and what the sender is told."""
+"""The segment rules, one by one: what goes to the agent and what is reported to the sender."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def forwarded(tracker: SegmentTracker) -> list[Any]:
     return out
 
 
-def told(tracker: SegmentTracker) -> list[dict[str, Any]]:
+def reported(tracker: SegmentTracker) -> list[dict[str, Any]]:
     return [event.model_dump(exclude_none=True) for event in tracker.take_events()]
 
 
@@ -61,9 +61,9 @@ def test_an_explicit_segment_waits_ten_seconds_and_then_ends_with_a_warning() ->
     assert tracker.audio_start(0.0) == 1
     tracker.push(tone(0.1), RATE, now=1.0)
     assert not tracker.tick(10.99)
-    assert told(tracker) == []
+    assert reported(tracker) == []
     assert tracker.tick(11.0)
-    (warning,) = told(tracker)
+    (warning,) = reported(tracker)
     assert (warning["type"], warning["code"]) == ("warning", "segment_timeout")
     assert "Segment 1" in warning["message"]
     assert forwarded(tracker) == [("segment.start", 1), 0.1, ("segment.end", 1)]
@@ -86,7 +86,7 @@ def test_audio_start_inside_a_segment_ends_it_and_opens_the_next() -> None:
 def test_audio_end_without_a_segment_does_nothing() -> None:
     tracker = SegmentTracker()
     tracker.audio_end()
-    assert forwarded(tracker) == [] and told(tracker) == []
+    assert forwarded(tracker) == [] and reported(tracker) == []
 
 
 def test_segments_play_in_the_order_they_were_opened() -> None:
@@ -128,11 +128,11 @@ def test_clear_tells_finished_for_every_open_segment_and_then_cleared() -> None:
     tracker.clear(0.4)
     assert forwarded(tracker) == [("clear", None)]
     assert speech.over and speak(speech, tone(0.5), RATE, 0.5) is None
-    assert told(tracker) == [{"type": "playback.started", "segment": 1}]
+    assert reported(tracker) == [{"type": "playback.started", "segment": 1}]
     tracker.on_finished(PlaybackFinished(segment=1, position_s=0.3, interrupted=True))
     clearing = tracker.on_cleared(Cleared(dropped_s=0.7))
     assert clearing is not None and clearing.dropped_s == pytest.approx(1.2)
-    assert told(tracker) == [
+    assert reported(tracker) == [
         {"type": "playback.finished", "segment": 1, "position_s": 0.3, "interrupted": True},
         {"type": "playback.finished", "segment": 2, "position_s": 0.0, "interrupted": True},
         {"type": "cleared", "dropped_s": 1.2},
@@ -189,7 +189,7 @@ def test_a_second_word_about_a_segment_is_ignored() -> None:
     for _ in range(2):
         tracker.on_finished(PlaybackFinished(segment=1, position_s=0.1, interrupted=False))
     tracker.on_finished(PlaybackFinished(segment=9, position_s=0.1, interrupted=False))
-    assert [event["type"] for event in told(tracker)] == ["playback.started", "playback.finished"]
+    assert [event["type"] for event in reported(tracker)] == ["playback.started", "playback.finished"]
     assert tracker.on_cleared(Cleared(dropped_s=0)) is None
 
 
@@ -200,13 +200,13 @@ def test_the_end_of_the_session_finishes_everything_exactly_once() -> None:
     tracker.on_started(PlaybackStarted(segment=1), 1.0)
     tracker.audio_start(1.1)
     tracker.clear(1.2)
-    told(tracker)
+    reported(tracker)
     tracker.finish_all(1.25)
-    events = told(tracker)
+    events = reported(tracker)
     assert [(e["type"], e.get("segment"), e.get("position_s")) for e in events] == [
         ("playback.finished", 1, 0.25),
         ("playback.finished", 2, 0.0),
         ("cleared", None, None),
     ]
     tracker.finish_all(2.0)
-    assert told(tracker) == []
+    assert reported(tracker) == []

@@ -78,8 +78,8 @@ def test_clears_that_nobody_answers_join_the_last_one_and_all_take_effect() -> N
         dropped_s += answered.dropped_s
         tracker.next_item(0.0)
     assert dropped_s == pytest.approx(2 * 3 * CLEARS)
-    told = tracker.take_events()
-    finished = [event.segment for event in told if isinstance(event, PlaybackFinished)]
+    reported = tracker.take_events()
+    finished = [event.segment for event in reported if isinstance(event, PlaybackFinished)]
     assert finished == list(range(1, tracker.opened + 1)) and tracker.idle
 
 

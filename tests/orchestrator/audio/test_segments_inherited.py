@@ -10,12 +10,12 @@ from orchestrator.audio.segments import SegmentTracker
 
 def texts(tracker: SegmentTracker) -> list[tuple[str, int | None]]:
     """Messages to the agent that wait."""
-    told = []
+    reported = []
     while (item := tracker.next_item(0.0)) is not None:
         if isinstance(item.payload, str):
             message = json.loads(item.payload)
-            told.append((message["type"], message.get("segment")))
-    return told
+            reported.append((message["type"], message.get("segment")))
+    return reported
 
 
 def finished(tracker: SegmentTracker) -> list[tuple[int, bool]]:

@@ -1,4 +1,4 @@
-"""Agents that die, and what the next one is given: nothing lost, nothing told twice."""
+"""Agents that die, and what the next one is given: nothing lost, nothing reported twice."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class World:
         self.pushed: dict[int, int] = defaultdict(int)
         self.voices: list[OutgoingSegment] = []
         self.live: int | None = None
-        self.told: list[tuple[str, int | None]] = []
+        self.reported: list[tuple[str, int | None]] = []
         self.interrupted: set[int] = set()
         self.heard: dict[int, list[tuple[int, bytes]]] = defaultdict(list)
 
@@ -102,7 +102,7 @@ class World:
         getattr(self, what)(amount)
         check_totals(self.tracker)
         for event in self.tracker.take_events():
-            self.told.append((event.type, getattr(event, "segment", None)))
+            self.reported.append((event.type, getattr(event, "segment", None)))
             if isinstance(event, PlaybackFinished) and event.interrupted:
                 self.interrupted.add(event.segment)
 
@@ -212,10 +212,10 @@ def test_whatever_dies_when_all_is_heard_and_each_segment_finished_once(steps: l
     for what, amount in steps:
         world.step(what, amount)
     world.drain()
-    kinds = [kind for kind, _ in world.told]
-    finished = [number for kind, number in world.told if kind == "playback.finished"]
+    kinds = [kind for kind, _ in world.reported]
+    finished = [number for kind, number in world.reported if kind == "playback.finished"]
     assert sorted(finished) == list(range(1, world.tracker.opened + 1))  # type: ignore[type-var]
-    started = [number for kind, number in world.told if kind == "playback.started"]
+    started = [number for kind, number in world.reported if kind == "playback.started"]
     assert len(started) == len(set(started))
     assert kinds.count("cleared") == sum(what == "clear" for what, _ in steps)
     for number in set(finished) - world.interrupted:
@@ -252,7 +252,7 @@ def test_a_sentence_goes_on_where_the_agents_last_word_and_the_time_since_put_it
     assert pcm["pcm"] == RATE - round(0.24 * RATE) and end["type"] == "segment.end"
 
 
-def test_what_ended_unheard_of_is_told_and_not_spoken_again() -> None:
+def test_what_ended_unheard_of_is_reported_and_not_spoken_again() -> None:
     tracker = SegmentTracker()
     for first in range(2):
         tracker.push(numbered(0, 1600), RATE, float(first))
@@ -260,8 +260,8 @@ def test_what_ended_unheard_of_is_told_and_not_spoken_again() -> None:
     forward_all(tracker)
     tracker.on_heard(2, 0.05, 1.0)  # the words about the first one were lost with the agent
     tracker.rewind(*tracker.position(1.0), 1.0)
-    told = [(event.type, getattr(event, "segment", None)) for event in tracker.take_events()]
-    assert told == [("playback.started", 1), ("playback.finished", 1), ("playback.started", 2)]
+    reported = [(event.type, getattr(event, "segment", None)) for event in tracker.take_events()]
+    assert reported == [("playback.started", 1), ("playback.finished", 1), ("playback.started", 2)]
     tracker.attach()
     assert [item.get("segment", item.get("pcm")) for item in forward_all(tracker)] == [2, 800, 2]
 
@@ -292,8 +292,8 @@ def test_a_clear_that_nobody_answered_and_one_that_nobody_can_are_answered() -> 
     tracker.push(numbered(0, RATE), RATE, 1.1)
     nobody = tracker.clear(1.2)
     assert nobody.answered and nobody.dropped_s == 1.0
-    told = [(event.type, getattr(event, "segment", None)) for event in tracker.take_events()]
-    assert told == [
+    reported = [(event.type, getattr(event, "segment", None)) for event in tracker.take_events()]
+    assert reported == [
         *[("playback.finished", 1), ("cleared", None)],
         *[("playback.finished", 2), ("cleared", None)],
     ]

@@ -193,7 +193,7 @@ async def test_an_agent_that_has_ended_its_film_is_not_said_again(tmp_path: Path
     assert growing.seconds < 0.9 and watch(await whole(growing)).pcm.size < 0.9 * RATE
 
 
-async def test_an_agent_that_takes_the_session_up_again_comes_when_it_is_told(tmp_path: Path) -> None:
+async def test_an_agent_that_takes_the_session_up_again_comes_when_it_is_asked(tmp_path: Path) -> None:
     growing, heard = film(tmp_path), kept_speech()
     async with client() as agents, films() as (only, lease):
         collector = FilmCollector(growing, agents, Metrics(), lease, heard)

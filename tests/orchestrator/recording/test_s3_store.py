@@ -71,9 +71,9 @@ async def test_a_film_in_a_bucket_plays_while_it_grows_and_afterwards(bucket: st
         await until(grown)
         assert len(watch((await here.http.get(f"{address}.mp4")).content).times) == 26  # from memory: it is not due
         here.agent.films.grow(99)
-        told = (await here.http.post(address, json={"state": "stopped"})).json()
+        reported = (await here.http.post(address, json={"state": "stopped"})).json()
         film = await here.http.get(f"{address}.mp4")
-        assert len(film.content) == told["bytes"] and len(watch(film.content).bursts) == 6
+        assert len(film.content) == reported["bytes"] and len(watch(film.content).bursts) == 6
         part = await here.http.get(f"{address}.mp4", headers={"Range": "bytes=5-8"})
         assert part.content == film.content[5:9]
         stored = S3FilmStore(bucket)

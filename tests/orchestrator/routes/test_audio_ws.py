@@ -329,7 +329,7 @@ async def test_warnings_of_the_agent_reach_the_sender_and_debug(running: Stage) 
         assert session["source"]["format_suspicion"] == "float32"
 
 
-async def test_events_between_two_connections_are_told_to_the_next(running: Stage) -> None:
+async def test_events_between_two_connections_are_reported_to_the_next(running: Stage) -> None:
     running.agent.hold = True
     async with running.live() as (started, line):
         await line.say("audio.start")

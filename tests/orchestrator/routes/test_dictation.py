@@ -310,7 +310,7 @@ async def test_a_text_that_pauses_is_ended(speaking: Stage, monkeypatch: pytest.
         await line.wait("playback.finished")
 
 
-async def test_a_broken_voice_is_told_to_the_writer(speaking: Stage) -> None:
+async def test_a_broken_voice_is_reported_to_the_writer(speaking: Stage) -> None:
     async with speaking.live() as (started, _), writing(speaking, started) as pen:
         await say(pen, "text", text="One break now. ")
         assert (await pen.wait("warning"))["code"] == "tts_failed"

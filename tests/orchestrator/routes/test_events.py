@@ -29,21 +29,21 @@ class Told:
 
 
 async def blocks(answer: httpx.Response) -> AsyncIterator[Told]:
-    told = Told()
+    reported = Told()
     async for line in answer.aiter_lines():
         name, _, value = line.partition(": ")
         if line == "":
-            if told != Told():
-                yield told
-            told = Told()
+            if reported != Told():
+                yield reported
+            reported = Told()
         elif name == "id":
-            told.id = value
+            reported.id = value
         elif name == "event":
-            told.type = value
+            reported.type = value
         elif name == "data":
-            told.data = json.loads(value)
+            reported.data = json.loads(value)
         elif name == "":
-            told.comment = True
+            reported.comment = True
 
 
 @asynccontextmanager
@@ -59,9 +59,9 @@ async def until(stream: AsyncIterator[Told], number: int) -> list[Told]:
     """Events up to the one the test has published under this number."""
     seen = []
     async with asyncio.timeout(waiting.NEVER_S):
-        async for told in stream:
-            seen.append(told)
-            if told.data.get("data", {}).get("number") == number:
+        async for reported in stream:
+            seen.append(reported)
+            if reported.data.get("data", {}).get("number") == number:
                 return seen
     raise AssertionError(f"event {number} did not come: {seen}")
 
@@ -76,9 +76,9 @@ async def test_events_come_as_they_happen_and_the_stream_ends_with_the_session(r
     async with following(running, session_id) as stream:
         bus(running).publish(session_id, "warning", {"number": 1})
         seen = await until(stream, 1)
-        told = seen[-1]
-        assert told.type == told.data["type"] == "warning" and told.data["session_id"] == session_id
-        assert told.id == str(told.data["id"]) and told.data["at"].endswith("Z")
+        reported = seen[-1]
+        assert reported.type == reported.data["type"] == "warning" and reported.data["session_id"] == session_id
+        assert reported.id == str(reported.data["id"]) and reported.data["at"].endswith("Z")
         bus(running).publish(session_id, "session.state", {"state": "stopped"})
         async with asyncio.timeout(waiting.NEVER_S):
             rest = [each async for each in stream]
@@ -94,15 +94,15 @@ async def test_last_event_id_resumes(running: Stage) -> None:
     bus(running).publish(session_id, "warning", {"number": 3})
     async with following(running, session_id, **{"Last-Event-ID": str(first.id)}) as stream:
         seen = await until(stream, 3)
-    assert [told.data["data"].get("number") for told in seen] == [2, 3]
+    assert [reported.data["data"].get("number") for reported in seen] == [2, 3]
 
 
 async def test_a_quiet_stream_has_a_heartbeat(running: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.routes.session_events.HEARTBEAT_S", 0.02)
     session_id = (await running.start())["session_id"]
     async with following(running, session_id) as stream, asyncio.timeout(waiting.NEVER_S):
-        async for told in stream:
-            if told.comment:
+        async for reported in stream:
+            if reported.comment:
                 break
 
 
@@ -123,7 +123,7 @@ async def test_a_reader_that_leaves_is_forgotten(running: Stage) -> None:
         (None, "-1", 422, "invalid_request"),
     ],
 )
-async def test_what_is_wrong_is_told_before_the_stream(
+async def test_what_is_wrong_is_reported_before_the_stream(
     running: Stage, session: str | None, header: str, status: int, code: str
 ) -> None:
     session_id = session or (await running.start())["session_id"]

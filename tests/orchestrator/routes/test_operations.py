@@ -78,14 +78,14 @@ async def test_debug_audio_tells_the_source(running: Stage) -> None:
         assert [track["kind"] for track in session["tracks"]] == ["audio", "video"]
 
 
-async def test_what_is_dropped_after_a_clear_is_told(running: Stage) -> None:
+async def test_what_is_dropped_after_a_clear_is_reported(running: Stage) -> None:
     async with running.live() as (started, line):
         noise = np.random.default_rng(1).normal(0, 3000, 3200).astype("<i2").tobytes()
         path = f"/session/{started['session_id']}"
         await line.socket.send(noise)
         await line.wait("ack")
         async with asyncio.timeout(NEVER_S):
-            while True:  # it is told as long as such PCM comes, and a busy machine may ask later than that
+            while True:  # it is reported as long as such PCM comes, and a busy machine may ask later than that
                 await line.say("clear")
                 await line.wait("cleared")
                 for _ in range(10):
@@ -139,21 +139,21 @@ async def test_an_upload_that_is_too_large_is_refused(announced: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("public_url", "told"), [("https://avatars.example", True), ("http://avatars.example", False), (None, False)]
+    ("public_url", "reported"), [("https://avatars.example", True), ("http://avatars.example", False), (None, False)]
 )
-async def test_where_clients_come_over_https_browsers_are_told_to_stay_there(
-    public_url: str | None, told: bool
+async def test_where_clients_come_over_https_browsers_are_asked_to_stay_there(
+    public_url: str | None, reported: bool
 ) -> None:
     async with stage(public_url=public_url) as running:
         for path in ("/", "/sessions", "/health", "/no/such/path", "/docs", "/openapi.json"):
             headers = (await running.http.get(path)).headers
-            assert ("strict-transport-security" in headers) is told, path
+            assert ("strict-transport-security" in headers) is reported, path
             assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
             assert headers["cache-control"] in ("no-cache", "no-store")
             assert headers["x-frame-options"] == "DENY"
             assert "frame-ancestors 'none'" in headers["content-security-policy"]
         answer = await running.http.get("/sessions", headers={"Authorization": "Bearer wrong"})
-        assert ("strict-transport-security" in answer.headers) is told and answer.status_code == 401
+        assert ("strict-transport-security" in answer.headers) is reported and answer.status_code == 401
 
 
 async def test_the_page_token_is_for_the_demo_alone(running: Stage) -> None:
@@ -164,12 +164,12 @@ async def test_the_page_token_is_for_the_demo_alone(running: Stage) -> None:
 async def test_the_page_token_opens_the_api_for_a_while() -> None:
     async with stage(page_token_enabled=True) as running:
         async with httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=NEVER_S) as page:
-            told = (await page.get("/page/token")).json()
-            headers = {"Authorization": f"Bearer {told['token']}"}
+            reported = (await page.get("/page/token")).json()
+            headers = {"Authorization": f"Bearer {reported['token']}"}
             assert (await page.get("/sessions", headers=headers)).status_code == 200
             away = {**headers, "X-Forwarded-For": "192.0.2.7"}
             assert (await page.get("/sessions", headers=away)).status_code == 401
-            for wrong in (told["token"][:-2] + "AA", told["token"].replace(".", "9.", 1), "9999999999.", "x.y"):
+            for wrong in (reported["token"][:-2] + "AA", reported["token"].replace(".", "9.", 1), "9999999999.", "x.y"):
                 answer = await page.get("/sessions", headers={"Authorization": f"Bearer {wrong}"})
                 assert answer.status_code == 401, wrong
             for headers in ({"Host": "evil.example"}, {"Sec-Fetch-Site": "cross-site"}):

@@ -67,7 +67,7 @@ async def test_a_wrong_start_names_its_field(running: Stage, body: Any, code: st
         ("POST", "/token", {"room": "r", "identity": "x" * 300_000}, 413, "message_too_large"),
     ],
 )
-async def test_every_error_is_told_alike(
+async def test_every_error_is_reported_alike(
     running: Stage, method: str, path: str, body: Any, status: int, code: str
 ) -> None:
     answer = await running.http.request(method, path, json=body)
@@ -101,7 +101,7 @@ async def test_an_agent_that_refuses_our_key_is_not_the_clients_fault() -> None:
         assert "refuses our key" in answer.json()["detail"]
 
 
-async def test_livekit_out_of_reach_is_told(running: Stage) -> None:
+async def test_livekit_out_of_reach_is_reported(running: Stage) -> None:
     running.rooms.broken = True
     for path, body in (("/token", {"room": "r", "identity": "me"}), ("/session/start", {"room": "r", **AVATAR})):
         answer = await running.http.post(path, json=body)

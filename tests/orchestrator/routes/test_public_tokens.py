@@ -195,7 +195,7 @@ async def test_only_pages_of_its_origins_use_a_token(shop: Stage, origin: str | 
     ):
         answer = await ask(shop, token, method, path, origin, json={} if method == "POST" else None)
         assert refusal(answer) == (403, "origin_forbidden"), path
-        readable = (origin or None) if path == "/public/session" else None  # its page is told why it cannot begin
+        readable = (origin or None) if path == "/public/session" else None  # its page learns why it cannot begin
         assert answer.headers.get("access-control-allow-origin") == readable
     assert len(shop.agent.sessions) == 1
 
@@ -240,7 +240,7 @@ async def test_browsers_are_answered_for_the_origins_of_tokens_only(settings: di
             stranger = await preflight(running, path, "https://evil.example", method)
             readable = (
                 "https://evil.example" if path == "/public/session" else None
-            )  # its page is told why it cannot begin
+            )  # its page learns why it cannot begin
             assert stranger.headers.get("access-control-allow-origin") == readable
         for path in ("/session/start", "/sessions", "/public-tokens", "/session/ses_a/speak", "/token"):
             assert "access-control-allow-origin" not in (await preflight(running, path, SHOP)).headers

@@ -69,7 +69,7 @@ async def test_speaker_says_who_publishes_or_for_whom(
     assert not probe["video"].get("canPublish") and not probe["video"].get("canSubscribe")
 
 
-async def test_the_way_can_be_held_to_and_its_changes_are_told(running: Stage) -> None:
+async def test_the_way_can_be_held_to_and_its_changes_are_reported(running: Stage) -> None:
     async with running.live(rtmp_url=URL) as (started, line):
         path = f"/session/{started['session_id']}/publisher"
         view = (await running.http.post(path, json={"mode": "rtmp"})).json()

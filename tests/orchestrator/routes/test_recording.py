@@ -19,45 +19,50 @@ from tests.fakes.stage import OTHER_KEY, Stage, stage
 from tests.waiting import until
 
 
-async def _told(here: Stage, session_id: str) -> dict[str, Any]:
+async def _reported(here: Stage, session_id: str) -> dict[str, Any]:
     answer = await here.http.get(f"/session/{session_id}/recording")
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
 
 
 async def _grown(here: Stage, session_id: str, seconds: float) -> dict[str, Any]:
-    """What is told once the film is so long."""
+    """What is reported once the film is so long."""
 
     async def long() -> dict[str, Any] | None:
-        told = await _told(here, session_id)
-        return told if told["seconds"] >= seconds else None
+        reported = await _reported(here, session_id)
+        return reported if reported["seconds"] >= seconds else None
 
     return await until(long)
 
 
 async def test_a_session_is_recorded_from_its_start_and_plays_while_it_grows(running: Stage) -> None:
     session_id = (await running.start(record=True))["session_id"]
-    told = await _told(running, session_id)
-    assert (told["state"], told["parts"]) == ("recording", 0) and told["url"] is None
+    reported = await _reported(running, session_id)
+    assert (reported["state"], reported["parts"]) == ("recording", 0) and reported["url"] is None
     assert running.agent.films.asked[0].width is None and not running.agent.films.asked[0].skip_idle
     address = f"/session/{session_id}/recording.mp4"
     assert (await running.http.get(address)).json()["code"] == "recording_not_found"
     running.agent.films.grow(7)
-    told = await _grown(running, session_id, 0.5)
+    reported = await _grown(running, session_id, 0.5)
     first = await running.http.get(address)
     assert (first.status_code, first.headers["content-type"]) == (200, "video/mp4")
     assert len(watch(first.content).times) >= 13
     running.agent.films.grow(99)
     await _grown(running, session_id, 2.9)
     stopped = await running.http.post(f"/session/{session_id}/recording", json={"state": "stopped"})
-    told = stopped.json()
-    assert (stopped.status_code, told["state"], told["parts"], told["dropped_frames"]) == (200, "stopped", 1, 2)
-    whole = await running.http.get(told["url"])
-    assert len(whole.content) == told["bytes"] and whole.content.startswith(first.content)
+    reported = stopped.json()
+    assert (stopped.status_code, reported["state"], reported["parts"], reported["dropped_frames"]) == (
+        200,
+        "stopped",
+        1,
+        2,
+    )
+    whole = await running.http.get(reported["url"])
+    assert len(whole.content) == reported["bytes"] and whole.content.startswith(first.content)
     seen = watch(whole.content)
-    assert abs(seen.times[-1] + 0.04 - told["seconds"]) < 0.1 and len(seen.bursts) == 6
+    assert abs(seen.times[-1] + 0.04 - reported["seconds"]) < 0.1 and len(seen.bursts) == 6
     again = await running.http.post(f"/session/{session_id}/recording", json={"state": "stopped"})
-    assert again.json() == told
+    assert again.json() == reported
 
 
 async def test_ranges_of_a_film(running: Stage) -> None:
@@ -85,7 +90,7 @@ async def test_ranges_of_a_film(running: Stage) -> None:
 async def test_recording_begins_and_ends_at_any_time_and_is_reset(running: Stage) -> None:
     session_id = (await running.start())["session_id"]
     address = f"/session/{session_id}/recording"
-    assert (await _told(running, session_id))["state"] == "none"
+    assert (await _reported(running, session_id))["state"] == "none"
     for method in ("POST", "DELETE"):
         body = {"json": {"state": "stopped"}} if method == "POST" else {}
         nothing = await running.http.request(method, address, **body)
@@ -101,13 +106,13 @@ async def test_recording_begins_and_ends_at_any_time_and_is_reset(running: Stage
     assert len(watch(film.content).times) == 52
     assert (await running.http.delete(address)).status_code == 204
     assert (await running.http.get(f"{address}.mp4")).status_code == 404
-    assert (await _told(running, session_id))["bytes"] == 0
+    assert (await _reported(running, session_id))["bytes"] == 0
     await running.http.post(address, json={"state": "recording"})
     running.agent.films.grow(13)
     await _grown(running, session_id, 1.0)
     assert (await running.http.delete(address)).status_code == 204  # while it is recorded: it begins again
-    told = await _told(running, session_id)
-    assert (told["state"], told["parts"]) == ("recording", 0)
+    reported = await _reported(running, session_id)
+    assert (reported["state"], reported["parts"]) == ("recording", 0)
     running.agent.films.grow(5)
     assert (await _grown(running, session_id, 0.3))["parts"] == 1
 
@@ -118,8 +123,8 @@ async def test_the_film_is_there_after_the_session_for_whom_the_session_was(runn
     await _grown(running, session_id, 1.0)
     running.agent.films.grow(5)  # nobody has fetched these when the session ends
     await running.http.post(f"/session/{session_id}/stop")
-    told = await _told(running, session_id)
-    assert told["state"] == "stopped" and told["seconds"] > 1.4
+    reported = await _reported(running, session_id)
+    assert reported["state"] == "stopped" and reported["seconds"] > 1.4
     events = await running.http.get(f"/session/{session_id}/events")
     kinds = [line.removeprefix("event: ") for line in events.text.splitlines() if line.startswith("event: ")]
     assert kinds[-2:] == ["recording.ready", "session.state"]
@@ -139,12 +144,12 @@ async def test_an_unknown_session_has_no_film(running: Stage, path: str) -> None
     assert answer.status_code == 404
 
 
-async def test_an_encoder_that_does_not_start_is_told(running: Stage) -> None:
+async def test_an_encoder_that_does_not_start_is_reported(running: Stage) -> None:
     session_id = (await running.start())["session_id"]
     running.agent.films.refuses = ProblemError(ErrorCode.RECORDING_UNAVAILABLE, "no encoder")
     answer = await running.http.post(f"/session/{session_id}/recording", json={"state": "recording"})
     assert (answer.status_code, answer.json()["code"]) == (503, "recording_unavailable")
-    assert (await _told(running, session_id))["state"] == "none"
+    assert (await _reported(running, session_id))["state"] == "none"
     wrong = await running.http.post("/session/start", json={"room": "r", "engine": "pattern", "skip_idle": True})
     assert (wrong.status_code, wrong.json()["field"]) == (422, "skip_idle")
 
@@ -160,8 +165,8 @@ async def test_one_film_over_two_agents() -> None:
         second = next(other for other in here.others(first) if session_id in other.sessions)
         assert (second.films.asked[0].width, second.films.asked[0].height) == (512, 512)  # one size for all parts
         second.films.grow(40, session_id)
-        told = await _grown(here.stage, session_id, 1.0 + 2.9)
-        assert told["parts"] == 2 and told["lost_fragments"] == 0
+        reported = await _grown(here.stage, session_id, 1.0 + 2.9)
+        assert reported["parts"] == 2 and reported["lost_fragments"] == 0
         film = await here.stage.http.get(f"/session/{session_id}/recording.mp4")
         seen = watch(film.content)
         assert len(seen.times) == 26 + 75 and max(map(abs, seen.skews_ms)) < 40
@@ -185,8 +190,8 @@ async def test_what_was_heard_and_not_filmed_before_an_agent_died_is_in_the_film
         heard_s = second.sessions[session_id].segments[1].base / 16_000
         assert heard_s > 0.3
         second.films.grow(40, session_id)
-        told = await _grown(here.stage, session_id, 1.0 + heard_s + 2.9)
-        assert told["parts"] == 2 and told["lost_fragments"] == 0
+        reported = await _grown(here.stage, session_id, 1.0 + heard_s + 2.9)
+        assert reported["parts"] == 2 and reported["lost_fragments"] == 0
         film = await here.stage.http.get(f"/session/{session_id}/recording.mp4")
         seen = watch(film.content)
     loud = np.flatnonzero(np.abs(seen.pcm[RATE * 21 // 20 :]) > 0.08)
@@ -210,8 +215,8 @@ async def test_a_film_goes_on_with_the_next_process_that_has_the_session(tmp_pat
             await _grown(here, session_id, 1.0)
         agent.films.grow(13, session_id)
         async with stage(**settings) as here:
-            told = await _grown(here, session_id, 2.0)
-            assert told["state"] == "recording" and told["parts"] == 1 and told["lost_fragments"] == 0
+            reported = await _grown(here, session_id, 2.0)
+            assert reported["state"] == "recording" and reported["parts"] == 1 and reported["lost_fragments"] == 0
             film = await here.http.get(f"/session/{session_id}/recording.mp4")
             assert len(watch(film.content).times) == 52
 

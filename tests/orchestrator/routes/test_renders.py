@@ -1,4 +1,4 @@
-"""`/renders`: orders, their owners, what they are told, and their films. The worker's part is played by the test."""
+"""`/renders`: orders, their owners, what their owners see, and their films. The worker's part is played by the test."""
 
 from __future__ import annotations
 
@@ -241,14 +241,14 @@ async def test_a_cancelled_render_has_ended(rendering: Stage, folder: RenderFold
 
 
 async def test_an_end_is_reported_once(rendering: Stage, folder: RenderFolder) -> None:
-    told: list[dict[str, object]] = []
-    rendering.app.state.context.events.listen(lambda event: told.append(json.loads(event.text)))
+    reported: list[dict[str, object]] = []
+    rendering.app.state.context.events.listen(lambda event: reported.append(json.loads(event.text)))
     done, failed = [(await rendering.http.post("/renders", json=BODY)).json()["render_id"] for _ in range(2)]
     finish(folder, done)
     error = RenderFailure(code="audio_unreadable", detail="It is no sound.")
     folder.end(failed, RenderEnd(state=RenderState.FAILED, at=time.time(), error=error))
-    await until(lambda: len(told) == 2)
-    data = {str(each["type"]): each["data"] for each in told}
+    await until(lambda: len(reported) == 2)
+    data = {str(each["type"]): each["data"] for each in reported}
     assert data["render.finished"]["render_id"] == done and data["render.finished"]["result"]["bytes"] == 200
     assert data["render.failed"] == {
         "render_id": failed,

@@ -46,18 +46,23 @@ async def refused(here: Stage, session_id: str, **body: Any) -> dict[str, Any]:
 async def test_a_room_is_recorded_and_its_film_is_fetched_as_the_avatars(here: Stage, tmp_path: Path) -> None:
     session_id = (await here.start(room="shop"))["session_id"]
     assert (await here.http.get(f"/session/{session_id}/recording")).json()["choices"] == ["avatar", "room"]
-    told = await recorded(here, session_id, **ROOM)
-    assert (told["state"], told["of"], told["url"], told["error"]) == ("recording", "room", None, None)
-    assert await recorded(here, session_id, **ROOM) == told
+    reported = await recorded(here, session_id, **ROOM)
+    assert (reported["state"], reported["of"], reported["url"], reported["error"]) == ("recording", "room", None, None)
+    assert await recorded(here, session_id, **ROOM) == reported
     (asked,) = here.rooms.egresses.values()
     (output,) = asked.room_composite.file_outputs
     assert asked.room_name == "shop" and output.file_type == api.EncodedFileType.MP4
     assert output.filepath == str(tmp_path / "egress" / f"{session_id}.mp4")
-    told = await recorded(here, session_id, **STOPPED)
-    assert (told["state"], told["seconds"], told["bytes"], told["parts"]) == ("stopped", 12.5, len(FILM), 1)
-    film = await here.http.get(told["url"])
+    reported = await recorded(here, session_id, **STOPPED)
+    assert (reported["state"], reported["seconds"], reported["bytes"], reported["parts"]) == (
+        "stopped",
+        12.5,
+        len(FILM),
+        1,
+    )
+    film = await here.http.get(reported["url"])
     assert film.content == FILM and not Path(output.filepath).exists()
-    some = await here.http.get(told["url"], headers={"Range": "bytes=10-19"})
+    some = await here.http.get(reported["url"], headers={"Range": "bytes=10-19"})
     assert (some.status_code, some.content) == (206, FILM[10:20])
 
 
@@ -92,8 +97,8 @@ async def test_one_that_is_deleted_while_it_is_recorded_is_ended(here: Stage) ->
     await recorded(here, session_id, **ROOM)
     assert (await here.http.delete(f"/session/{session_id}/recording")).status_code == 204
     assert (await here.http.get(f"/session/{session_id}/recording")).json()["state"] == "none"
-    told = await recorded(here, session_id, **ROOM)
-    assert told["state"] == "recording" and len(here.rooms.egresses) == 2
+    reported = await recorded(here, session_id, **ROOM)
+    assert reported["state"] == "recording" and len(here.rooms.egresses) == 2
 
 
 async def test_the_session_ends_and_the_film_comes_when_egress_has_written_it(
@@ -105,8 +110,8 @@ async def test_the_session_ends_and_the_film_comes_when_egress_has_written_it(
     ready = here.app.state.context.events.subscribe(session_id)
     here.rooms.egress_writes = False
     assert (await here.http.post(f"/session/{session_id}/stop")).status_code == 200
-    told = (await here.http.get(f"/session/{session_id}/recording")).json()
-    assert (told["state"], told["url"]) == ("stopped", None)
+    reported = (await here.http.get(f"/session/{session_id}/recording")).json()
+    assert (reported["state"], reported["url"]) == ("stopped", None)
     here.rooms.egress_writes = True
 
     async def there() -> bool:
@@ -144,8 +149,8 @@ async def test_a_film_that_egress_could_not_make_says_why(here: Stage) -> None:
     session_id = (await here.start())["session_id"]
     await recorded(here, session_id, **ROOM)
     here.rooms.egress_error = "no space left on device"
-    told = await recorded(here, session_id, **STOPPED)
-    assert told["state"] == "stopped" and told["url"] is None and "no space left on device" in told["error"]
+    reported = await recorded(here, session_id, **STOPPED)
+    assert reported["state"] == "stopped" and reported["url"] is None and "no space left on device" in reported["error"]
     assert (await here.http.get(f"/session/{session_id}/recording.mp4")).status_code == 404
     assert (await here.http.delete(f"/session/{session_id}/recording")).status_code == 204
     here.rooms.egress_error = ""

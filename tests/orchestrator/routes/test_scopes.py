@@ -134,13 +134,13 @@ async def test_a_starter_sees_its_own_sessions_only(shared: Stage) -> None:
 async def test_a_starter_sees_the_funnel_of_its_own_session_and_nothing_is_audited(shared: Stage) -> None:
     mine, theirs = await start(shared, STARTER), await start(shared, SECOND)
     for _ in range(3):  # as the page does, each second
-        told = (await ask(shared, STARTER, "GET", f"/session/{mine}")).json()
-    assert [(stage["stage"], stage["count"]) for stage in told["funnel"]][:3] == [
+        reported = (await ask(shared, STARTER, "GET", f"/session/{mine}")).json()
+    assert [(stage["stage"], stage["count"]) for stage in reported["funnel"]][:3] == [
         ("audio_in", 0),
         ("samples", 1),
         ("features", 2),
     ]
-    assert told["funnel"][6] == {"stage": "acknowledged", "count": 6, "last_at": None, "last_error": None}
+    assert reported["funnel"][6] == {"stage": "acknowledged", "count": 6, "last_at": None, "last_error": None}
     assert (await ask(shared, STARTER, "GET", f"/session/{theirs}")).status_code == 404
     assert "funnel" not in (await ask(shared, STARTER, "GET", "/sessions")).json()["sessions"][0]
     assert shared.settings.audit_log is not None
@@ -165,7 +165,7 @@ async def test_an_idempotency_key_is_its_callers(shared: Stage) -> None:
     assert first == again != second
 
 
-async def test_quotas_are_told_with_limit_and_retry_after(shared: Stage) -> None:
+async def test_quotas_are_reported_with_limit_and_retry_after(shared: Stage) -> None:
     session_id = await start(shared, LIMITED)
     answer = await ask(shared, LIMITED, "POST", "/session/start", json=BODY)
     problem = answer.json()
@@ -266,8 +266,8 @@ async def test_a_key_gives_identities_that_no_other_participant_has(shared: Stag
         answer = (await ask(shared, key, "POST", "/token", json={"room": "r", "identity": asked})).json()
         wanted = asked if asked.startswith(f"{name}/") else f"{name}/{asked}"
         assert answer["identity"] == wanted
-        told = api.TokenVerifier("devkey", LIVEKIT_SECRET).verify(answer["token"])
-        assert told.identity == wanted and told.video is not None and told.video.room == "r"
+        reported = api.TokenVerifier("devkey", LIVEKIT_SECRET).verify(answer["token"])
+        assert reported.identity == wanted and reported.video is not None and reported.video.room == "r"
     mine = await ask(shared, API_KEY, "POST", "/token", json={"room": "r", "identity": "bot"})
     assert mine.json()["identity"] == "bot"
     long = await ask(shared, key, "POST", "/token", json={"room": "r", "identity": "x" * 256})

@@ -40,32 +40,32 @@ async def test_the_answer_of_start_has_the_contracts_shape(running: Stage) -> No
 
 async def test_the_viewers_token_can_watch_and_nothing_else(running: Stage) -> None:
     started = await running.start(room="demo")
-    told = claims(started["viewer_token"])
-    assert told["video"] == {
+    reported = claims(started["viewer_token"])
+    assert reported["video"] == {
         "roomJoin": True,
         "room": "demo",
         "canSubscribe": True,
         "canPublish": False,
         "canPublishData": False,
     }
-    assert told["roomConfig"]["syncStreams"] is True
-    assert told["sub"] == started["viewer_identity"]
+    assert reported["roomConfig"]["syncStreams"] is True
+    assert reported["sub"] == started["viewer_identity"]
 
 
 async def test_the_agents_token_publishes_as_an_agent(running: Stage) -> None:
     started = await running.start(room="demo", speaker="agent-7")
-    told = claims(running.agent.only.request.livekit_token)
-    assert told["kind"] == "agent" and told["sub"] == started["avatar_identity"]
+    reported = claims(running.agent.only.request.livekit_token)
+    assert reported["kind"] == "agent" and reported["sub"] == started["avatar_identity"]
     deployment_id = running.app.state.context.ledger.store.deployment_id
-    assert told["attributes"] == {"lk.publish_on_behalf": "agent-7", "avatar.deployment": deployment_id}
-    assert told["video"]["canPublishSources"] == ["camera", "microphone"]
-    assert told["video"]["canUpdateOwnMetadata"] is True and "roomAdmin" not in told["video"]
-    assert told["roomConfig"]["syncStreams"] is True
+    assert reported["attributes"] == {"lk.publish_on_behalf": "agent-7", "avatar.deployment": deployment_id}
+    assert reported["video"]["canPublishSources"] == ["camera", "microphone"]
+    assert reported["video"]["canUpdateOwnMetadata"] is True and "roomAdmin" not in reported["video"]
+    assert reported["roomConfig"]["syncStreams"] is True
     expires = datetime.fromisoformat(started["expires_at"].replace("Z", "+00:00")).timestamp()
-    assert told["exp"] == pytest.approx(expires, abs=2)
+    assert reported["exp"] == pytest.approx(expires, abs=2)
 
 
-async def test_without_livekit_the_agent_is_told_so(running: Stage) -> None:
+async def test_without_livekit_the_agent_is_reported_so(running: Stage) -> None:
     started = await running.start(connect_livekit=False)
     assert not running.agent.only.request.connect_livekit
     assert started["publisher"] == "null"
@@ -153,18 +153,18 @@ async def test_a_session_is_starting_until_it_is_ready_and_can_be_stopped_then(r
     running.agent.may_start.set()
 
 
-async def test_the_agents_word_about_the_session_is_told(running: Stage) -> None:
+async def test_the_agents_word_about_the_session_is_reported(running: Stage) -> None:
     started = await running.start()
     running.agent.only.viewers = 3
 
-    async def told() -> dict[str, Any]:
+    async def reported() -> dict[str, Any]:
         return dict((await running.http.get(f"/session/{started['session_id']}")).json())
 
     async def viewers_come() -> bool:
-        return bool((await told())["viewers"] == 3)
+        return bool((await reported())["viewers"] == 3)
 
     async def fails() -> dict[str, Any] | None:
-        session = await told()
+        session = await reported()
         return session if session["state"] == "failed" else None
 
     await until(viewers_come)

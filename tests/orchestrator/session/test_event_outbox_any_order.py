@@ -60,12 +60,12 @@ def test_a_client_that_names_what_it_saw_gets_each_event_once_and_one_that_does_
 ) -> None:
     async def played() -> None:
         box = EventOutbox("s", Metrics(), EventBus(Metrics()))
-        client, told, samples = Client(), list[int](), 0
+        client, reported, samples = Client(), list[int](), 0
         for act, count in acts:
             if act == "tell":
                 for _ in range(count):
                     box.publish(WarningEvent(code="c", message="m"))
-                    told.append(box._history[-1][1].id or 0)
+                    reported.append(box._history[-1][1].id or 0)
             elif act == "ack":
                 samples += count
                 box.put(Ack(received_samples=samples))
@@ -76,7 +76,7 @@ def test_a_client_that_names_what_it_saw_gets_each_event_once_and_one_that_does_
                 assert fresh == Pong(), "the greeting comes first"
                 if seen is not None:
                     waiting = [m.id for m in client.connection._queue if isinstance(m, EventMessage) and m.id]
-                    assert waiting == [id for id in told if id > seen], "each later event, and none twice"
+                    assert waiting == [id for id in reported if id > seen], "each later event, and none twice"
             elif client.connection is not None and act == "read":
                 await client.read(count)
             elif client.connection is not None and act == "break":
@@ -86,7 +86,7 @@ def test_a_client_that_names_what_it_saw_gets_each_event_once_and_one_that_does_
         client.connection = box.attach(Pong(), None)
         await client.read(10_000)
         await client.ask()
-        assert sorted(set(client.events)) == told, "no event is lost"
+        assert sorted(set(client.events)) == reported, "no event is lost"
         assert client.acks == sorted(client.acks)
         assert box.waiting == 0
         again = box.attach(Pong(), None)
@@ -98,15 +98,15 @@ def test_a_client_that_names_what_it_saw_gets_each_event_once_and_one_that_does_
 @settings(max_examples=50, deadline=None)
 @given(count=st.integers(0, 3 * tested.KEPT_EVENTS), seen_at=st.integers(0, 3 * tested.KEPT_EVENTS))
 def test_what_is_no_longer_kept_is_said_to_be_missing(count: int, seen_at: int) -> None:
-    box, told = EventOutbox("s", Metrics(), EventBus(Metrics())), list[int]()
+    box, reported = EventOutbox("s", Metrics(), EventBus(Metrics())), list[int]()
     for _ in range(count):
         box.publish(WarningEvent(code="c", message="m"))
-        told.append(box._history[-1][1].id or 0)
-    seen = told[min(seen_at, count - 1)] if told else 1
+        reported.append(box._history[-1][1].id or 0)
+    seen = reported[min(seen_at, count - 1)] if reported else 1
     queued = list(box.attach(Pong(), seen)._queue)[1:]
     warned = bool(queued) and isinstance(queued[0], WarningEvent) and queued[0].code == "events_missed"
     rest = [m.id for m in queued[warned:] if isinstance(m, EventMessage)]
-    later = [id for id in told if id > seen]
+    later = [id for id in reported if id > seen]
     assert rest == later[-tested.KEPT_EVENTS :]
     assert warned == (len(rest) < len(later))
 

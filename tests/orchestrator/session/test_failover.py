@@ -60,9 +60,9 @@ def states(line: Line) -> list[tuple[str, str | None]]:
 def published(running: Stage, session_id: str) -> list[str]:
     """The session's events so far; of its states, which."""
     stream = running.app.state.context.events.subscribe(session_id)
-    told = [json.loads(event.text) for event in stream._waiting]
+    reported = [json.loads(event.text) for event in stream._waiting]
     running.app.state.context.events.unsubscribe(session_id, stream)
-    return [event["data"].get("state") or event["type"] for event in told]
+    return [event["data"].get("state") or event["type"] for event in reported]
 
 
 async def test_an_agent_that_dies_in_mid_sentence_is_replaced_and_no_sample_is_lost() -> None:
@@ -142,7 +142,7 @@ async def test_interrupt_and_stop_work_while_there_is_no_agent() -> None:
         assert here.stage.rooms.removed == [("stage", started["avatar_identity"])]
 
 
-async def test_an_agent_that_hangs_is_left_and_told_to_stop_when_it_wakes(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_agent_that_hangs_is_left_and_asked_to_stop_when_it_wakes(monkeypatch: pytest.MonkeyPatch) -> None:
     async with fleet() as here, here.stage.live() as (started, line):
         session_id = started["session_id"]
         first = here.of(session_id)
@@ -243,7 +243,7 @@ async def test_the_only_agent_gets_its_session_back() -> None:
         await until(lambda: known_heard_s(here.stage, started["session_id"]))
         agent.only.tell(ErrorEvent(code="engine_failed", message="The card fell off."))
         await line.wait("playback.finished")
-        assert agent.stopped == [started["session_id"]], "it was told to stop before it began again"
+        assert agent.stopped == [started["session_id"]], "it was asked to stop before it began again"
         assert agent.only.segments[1].base > 0 and agent.only.segments[1].ended
 
 

@@ -88,7 +88,7 @@ async def test_a_caller_that_leaves_takes_its_start_with_it() -> None:
         with pytest.raises(asyncio.CancelledError):
             await starting
         (session,) = here.sessions.registry.all() or [None]
-        assert session is None, "nobody was told of it"
+        assert session is None, "no client knows of it"
         agent.may_start.set()
         await asyncio.sleep(1)
         assert agent.sessions == {} and len(agent.stopped) == 1, "the agent was through with it: it is stopped there"
@@ -273,7 +273,7 @@ def test_a_session_whose_agent_is_lost_goes_on_at_another(
             assert 0 < segment.base <= 4.5 * RATE and segment.end == 10 * RATE, "it goes on where it was"
             (finished,) = here.events(session, "playback.finished")
             assert finished == {"segment": 1, "position_s": 10.0, "interrupted": False}
-            assert len(here.events(session, "playback.started")) == 1, "no event is told twice"
+            assert len(here.events(session, "playback.started")) == 1, "no event is reported twice"
             assert counted(here, "avatar_session_moves_total", cause=cause) == 1
 
     played()
@@ -312,7 +312,7 @@ async def test_a_link_that_merely_drops_is_made_again_and_nothing_is_lost() -> N
 
 
 @virtually
-async def test_without_another_agent_it_fails_after_twenty_seconds_with_what_was_open_told() -> None:
+async def test_without_another_agent_it_fails_after_twenty_seconds_with_what_was_open_reported() -> None:
     async with world(agents=1) as here:
         session = await here.start()
         connection = session.running().connect(RATE)
@@ -445,7 +445,7 @@ async def test_the_publishers_mode_is_kept_over_a_move_and_refused_during_one() 
 
 
 @virtually
-async def test_a_newer_connection_takes_over_and_is_told_what_the_older_one_missed() -> None:
+async def test_a_newer_connection_takes_over_and_gets_what_the_older_one_missed() -> None:
     async with world() as here:
         session = await here.start()
         older = session.running().connect(RATE)

@@ -1,4 +1,4 @@
-"""What is told of a session, in each of its states, and what of it survives the way into the store and back."""
+"""What is reported of a session, in each of its states, and what of it survives the way into the store and back."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ AGENT_TOLD: dict[str, Any] = {
 }
 
 
-def told(**fields: Any) -> AgentSession:
+def reported(**fields: Any) -> AgentSession:
     return AgentSession.model_validate(AGENT_TOLD | fields)
 
 
@@ -93,7 +93,7 @@ async def test_before_an_agent_has_spoken_the_view_is_what_was_ordered() -> None
 @virtually
 async def test_then_it_is_what_the_agent_says_and_what_was_heard() -> None:
     made = session()
-    made.snapshot, made.live = told(), live()
+    made.snapshot, made.live = reported(), live()
     view = made.view()
     assert (view["state"], view["engine"], view["engine_note"], view["fps"]) == ("speaking", "warp", "no card", 30)
     assert (view["width"], view["height"], view["viewers"], view["publisher"]) == (640, 480, 3, "livekit")
@@ -103,11 +103,11 @@ async def test_then_it_is_what_the_agent_says_and_what_was_heard() -> None:
 @virtually
 async def test_where_speech_comes_through_the_room_the_agent_is_the_one_who_knows() -> None:
     made = session(audio_source=AudioSource.DATASTREAM, speaker="bot")
-    made.snapshot, made.live = told(), live(speaking=False)
+    made.snapshot, made.live = reported(), live(speaking=False)
     view = made.view()
     assert view["state"] == "speaking" and view["last_audio_at"] == "2026-11-21T10:00:05.000Z"
     assert view["playback"] == {"position_s": 7.5, "buffered_s": 1.25, "segments": 4}
-    made.snapshot = told(state="ready", last_audio_at=None)
+    made.snapshot = reported(state="ready", last_audio_at=None)
     assert made.state is SessionState.READY and made.heard.last_audio_at is None
     with pytest.raises(ProblemError, match="from 'bot'") as caught:
         made.speakable()
@@ -117,7 +117,7 @@ async def test_where_speech_comes_through_the_room_the_agent_is_the_one_who_know
 @virtually
 async def test_after_the_end_it_is_readable_and_buffers_nothing() -> None:
     made = session()
-    made.snapshot = told()
+    made.snapshot = reported()
     made.live = live(progress=lambda: Progress(segments=2))
     made.retire()
     made.base_state, made.end_reason = SessionState.FAILED, "agent_lost"
@@ -157,7 +157,7 @@ def test_it_can_be_spoken_to_while_it_runs(state: SessionState, code: ErrorCode 
 
 
 @pytest.mark.parametrize("code", list(DiagnosisCode))
-def test_pcm_that_is_dropped_after_a_clear_is_told_in_its_place_along_the_codes(code: DiagnosisCode) -> None:
+def test_pcm_that_is_dropped_after_a_clear_is_reported_in_its_place_along_the_codes(code: DiagnosisCode) -> None:
     @virtually
     async def played() -> None:
         made = session()
@@ -175,7 +175,7 @@ def test_pcm_that_is_dropped_after_a_clear_is_told_in_its_place_along_the_codes(
 @virtually
 async def test_while_it_moves_no_media_leave_and_its_mode_is_kept() -> None:
     made = session()
-    made.snapshot, made.publisher_mode = told(), PublisherMode.RTMP
+    made.snapshot, made.publisher_mode = reported(), PublisherMode.RTMP
     assert made.transport.mode == "auto"
     made.base_state = SessionState.RECOVERING
     assert (made.transport.mode, made.transport.rung) == (PublisherMode.RTMP, "none")

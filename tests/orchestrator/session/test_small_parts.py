@@ -39,7 +39,7 @@ async def test_everybody_who_waits_for_a_clear_gets_its_answer_at_once() -> None
     await asyncio.sleep(0.3)
     one.dropped_s = 1.23456
     clears.answer(one)
-    clears.answer(one)  # told twice
+    clears.answer(one)  # reported twice
     assert await asyncio.gather(*waiting) == [1.235] * 3
     assert time.monotonic() == 1000.3
 

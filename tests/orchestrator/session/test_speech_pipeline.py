@@ -153,12 +153,12 @@ async def test_what_was_taken_is_acknowledged_five_times_a_second_at_most_and_al
         for _ in range(20):
             live.ingest.push(pcm(0.05), one, RATE)
             await asyncio.sleep(0.05)
-            acks += [told.received_samples for told in await read(connection) if told.type == "ack"]
+            acks += [reported.received_samples for reported in await read(connection) if reported.type == "ack"]
         await asyncio.sleep(1.0)
-        acks += [told.received_samples for told in await read(connection) if told.type == "ack"]
+        acks += [reported.received_samples for reported in await read(connection) if reported.type == "ack"]
         assert acks == sorted(set(acks)) and 4 <= len(acks) <= 7 and acks[-1] == live.ingest.received_samples == RATE
         await asyncio.sleep(5.0)
-        assert not [told for told in await read(connection) if told.type == "ack"], "nothing is said twice"
+        assert not [reported for reported in await read(connection) if reported.type == "ack"], "nothing is said twice"
 
 
 @virtually
@@ -189,8 +189,8 @@ async def test_while_the_agent_is_lost_an_interruption_is_answered_at_once() -> 
         live.ingest.push(pcm(1.5), decoder(), RATE)
         connection = live.connect(RATE)
         assert await live.interrupt() == 1.5 and await live.interrupt() == 0.0
-        told = [message.type for message in await read(connection)]
-        assert told == ["hello", "playback.finished", "cleared", "cleared"]
+        reported = [message.type for message in await read(connection)]
+        assert reported == ["hello", "playback.finished", "cleared", "cleared"]
 
 
 @virtually
@@ -237,10 +237,10 @@ def test_the_end_answers_everything_that_was_open(problem: ProblemError | None, 
             await asyncio.sleep(0.01)
             live.end(problem)
             assert await interrupting == 0.0, "nobody is held"
-            told = []
+            reported = []
             while (message := await connection.take()) is not None:
-                told.append(message.type)
-            assert (told, connection.close_code) == (kinds, code)
+                reported.append(message.type)
+            assert (reported, connection.close_code) == (kinds, code)
 
     played()
 
@@ -264,7 +264,7 @@ def test_a_segment_whose_pcm_stays_away_is_ended(explicit: bool) -> None:
             await asyncio.sleep(ends + 0.2)
             live.ingest.push(pcm(0.1), decoder(), RATE)
             assert live.segments == before + 1
-            warnings = [told.code for told in await read(connection) if told.type == "warning"]
+            warnings = [reported.code for reported in await read(connection) if reported.type == "warning"]
             assert warnings == (["segment_timeout"] if explicit else [])
 
     played()

@@ -39,7 +39,7 @@ async def test_a_text_is_traced_within_its_caller() -> None:
     assert [start["traceparent"] for start in starts] == sent
 
 
-def test_pcm_is_a_trace_of_its_own_and_a_lost_agent_is_told_in_it() -> None:
+def test_pcm_is_a_trace_of_its_own_and_a_lost_agent_is_reported_in_it() -> None:
     with recorded() as exporter:
         utterances = SegmentSpans("ses_1")
         first, second = utterances.begin(1), utterances.begin(2)

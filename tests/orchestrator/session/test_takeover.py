@@ -137,8 +137,8 @@ async def test_sessions_wait_for_the_next_process_and_those_in_memory_end(tmp_pa
     records = {record.session_id: record for record in await store.sessions()}
     await store.aclose()
     assert {record.owner for record in records.values()} == {""}
-    told = records[started["session_id"]]
-    assert told.progress == Progress(
+    reported = records[started["session_id"]]
+    assert reported.progress == Progress(
         segments=1, unfinished={1: True}, events_seen=1, sample_rate=16_000, received_samples=3200
     )
     async with stage() as running:

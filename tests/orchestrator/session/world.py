@@ -77,7 +77,7 @@ class World:
         self.store = store or MemoryStore()
         self.ledger = SessionJournal(self.store, "secret", None, self.metrics)
         self.bus = EventBus(self.metrics)
-        self.told: dict[str, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
+        self.reported: dict[str, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
         self.bus.listen(self._keep)
         self.client = self.network.client()
         self.pool = StaticAgentPool(list(self.agents), AGENT_KEY, self.client)
@@ -115,14 +115,14 @@ class World:
         await self.client.aclose()
 
     def _keep(self, event: SessionEvent) -> None:
-        self.told[event.session_id].append((event.type, json.loads(event.text)["data"]))
+        self.reported[event.session_id].append((event.type, json.loads(event.text)["data"]))
 
     def states(self, session: ManagedSession) -> list[str]:
-        """Every state that was told, in order."""
-        return [data["state"] for kind, data in self.told[session.session_id] if kind == "session.state"]
+        """Every state that was reported, in order."""
+        return [data["state"] for kind, data in self.reported[session.session_id] if kind == "session.state"]
 
     def events(self, session: ManagedSession, kind: str) -> list[dict[str, Any]]:
-        return [data for each, data in self.told[session.session_id] if each == kind]
+        return [data for each, data in self.reported[session.session_id] if each == kind]
 
     def agent_of(self, session: ManagedSession) -> FakeAgent:
         assert session.lease is not None

@@ -43,7 +43,7 @@ async def test_the_last_of_two_records_of_one_session_counts(store: SessionStore
     assert record.moves == 2
 
 
-async def test_holders_of_many_are_told_in_one_call_also_of_those_that_nobody_holds(store: SessionStore) -> None:
+async def test_holders_of_many_are_reported_in_one_call_also_of_those_that_nobody_holds(store: SessionStore) -> None:
     ids = [f"ses_{n}" for n in range(MANY)]
     for n, one in enumerate(ids):
         if n % 2:

@@ -164,7 +164,7 @@ async def test_a_file_remembers_and_belongs_to_one_process(tmp_path: Path, monke
 @pytest.mark.parametrize(
     "content", [b"not a database, but long enough to be taken for one" * 20, b"SQLite format 3\0" + b"\xff" * 4096]
 )
-async def test_a_file_that_is_no_database_is_told(tmp_path: Path, content: bytes) -> None:
+async def test_a_file_that_is_no_database_is_reported(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "o.db"
     path.write_bytes(content)
     store = SqliteStore(str(path), KEEP_S)

@@ -21,7 +21,7 @@ while True: time.sleep(60)
 
 
 async def test_a_worker_that_does_not_end_is_killed_when_its_end_is_cancelled() -> None:
-    """A service that is told to end while a hung worker is being replaced."""
+    """A service that is asked to end while a hung worker is being replaced."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", DEAF, stdin=pipe, stdout=pipe)
     assert process.stdout is not None and await process.stdout.readline() == b"ready\n"

@@ -45,7 +45,7 @@ async def voice(fake: FakeElevenLabs) -> AsyncIterator[ElevenLabs]:
 
 
 async def spoken(chunks: Any) -> tuple[str, tuple[CaptionWord, ...]]:
-    """What was heard, and the words that were told. Words come with or before their sound."""
+    """What was heard, and the words that were reported. Words come with or before their sound."""
     every: list[SpeechChunk] = [chunk async for chunk in chunks]
     position = 0
     for chunk in every:
@@ -186,7 +186,7 @@ async def test_refusals_have_codes(fake: FakeElevenLabs, voice: ElevenLabs, word
     assert problem.code is code and KEY not in problem.detail and len(fake.calls) == 1
 
 
-async def test_a_wrong_key_is_told(fake: FakeElevenLabs) -> None:
+async def test_a_wrong_key_is_reported(fake: FakeElevenLabs) -> None:
     async with fake.serving() as url:
         voice = ElevenLabs(ElevenLabsOptions("wrong", base_url=url))
         problem = await failure(voice.speak(TEXT, VOICE))
@@ -233,7 +233,7 @@ async def test_one_that_is_silent_is_noticed_while_text_keeps_coming(fake: FakeE
 
 @dataclass
 class Script:
-    """A provider that sends what it is told to, as fast or as slowly."""
+    """A provider that sends what it is asked to, as fast or as slowly."""
 
     messages: list[dict[str, Any]]
     pace_s: float = 0.0

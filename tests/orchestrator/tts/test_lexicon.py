@@ -103,7 +103,7 @@ def test_a_file_is_read_and_its_first_mistake_is_named(tmp_path: Path) -> None:
         load(tmp_path / "none.json")
 
 
-async def test_the_voice_is_told_what_to_say_and_captions_keep_the_written_word() -> None:
+async def test_the_voice_gets_what_to_say_and_captions_keep_the_written_word() -> None:
     made, worker = voice()
     lexicon = Lexicon([LexiconEntry(word="nginx", say="engine x"), LexiconEntry(word="you", ipa="juː")])
     _, _, words = await whole(made.speak("We run nginx. You too!", "x:y", SpeechOptions(lexicons=(lexicon,))))

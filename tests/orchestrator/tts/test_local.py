@@ -40,7 +40,7 @@ class Worker:
         self.results: list[asyncio.Future[SpokenPart]] = []
         self.part_ms = 300
         self.at_once = True
-        self.told = True
+        self.reported = True
         self.busy: ProblemError | None = None
 
     def submit(
@@ -59,8 +59,8 @@ class Worker:
     def answers(self, part: int) -> None:
         text, samples = self.asked[part][1], RATE * self.part_ms // 1000
         cues = ((text[0], 0, samples),) if samples else ()
-        told = ((text, 0, samples),) if self.told and samples else ()
-        self.results[part].set_result(SpokenPart(bytes([part + 1, 0]) * samples, RATE, cues, told))
+        reported = ((text, 0, samples),) if self.reported and samples else ()
+        self.results[part].set_result(SpokenPart(bytes([part + 1, 0]) * samples, RATE, cues, reported))
 
 
 def voice() -> tuple[LocalSynthesizer, Worker]:
@@ -98,7 +98,7 @@ async def test_parts_follow_each_other_with_the_pause_of_their_kind_and_none_beh
 
 async def test_without_words_of_the_voice_they_share_the_sound_by_their_letters() -> None:
     made, worker = voice()
-    worker.told = False
+    worker.reported = False
     _, _, said = await whole(made.speak("Go now.", "x:y"))
     assert [(word.text, word.start, word.end) for word in said] == [("Go ", 0, 960), ("now. ", 960, 2400)]
 

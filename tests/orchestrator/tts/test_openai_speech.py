@@ -150,7 +150,7 @@ async def test_one_that_is_silent_is_given_up(fake: FakeOpenAI, options: OpenAIO
         assert (await failure(voice.speak(TEXT, VOICE))).code is ErrorCode.VOICE_TIMEOUT
 
 
-async def test_what_is_no_sound_is_told(fake: FakeOpenAI, voice: OpenAISpeech) -> None:
+async def test_what_is_no_sound_is_reported(fake: FakeOpenAI, voice: OpenAISpeech) -> None:
     fake.junk = b"ID3\x04" + bytes(5000)
     problem = await failure(voice.speak(TEXT, VOICE))
     assert problem.code is ErrorCode.TTS_FAILED and "OPENAI_TTS_FORMAT" in problem.detail
@@ -184,7 +184,7 @@ SPEECH = (9000 * np.sin(np.arange(24_000) / 9)).astype("<i2").tobytes()
 
 
 @pytest.mark.parametrize(
-    ("media_type", "body", "told"),
+    ("media_type", "body", "reported"),
     [
         ("text/html; charset=utf-8", SPEECH, "text/html"),
         ("video/webm", WEBM, "video/webm"),
@@ -198,14 +198,14 @@ SPEECH = (9000 * np.sin(np.arange(24_000) / 9)).astype("<i2").tobytes()
         ("audio/wav", header(24000), "no sound"),
     ],
 )
-async def test_an_answer_that_is_no_sound_is_told_and_not_spoken(
-    fake: FakeOpenAI, voice: OpenAISpeech, media_type: str, body: bytes, told: str
+async def test_an_answer_that_is_no_sound_is_reported_and_not_spoken(
+    fake: FakeOpenAI, voice: OpenAISpeech, media_type: str, body: bytes, reported: str
 ) -> None:
     fake.media_type, fake.junk = media_type, body
     chunks = voice.speak("Hi you.", VOICE)
     with pytest.raises(ProblemError) as caught:
         await anext(chunks)  # not even a first piece is spoken
-    assert caught.value.code is ErrorCode.TTS_FAILED and told in caught.value.detail
+    assert caught.value.code is ErrorCode.TTS_FAILED and reported in caught.value.detail
     assert len(fake.bodies) == 1
 
 
@@ -215,7 +215,7 @@ async def test_sound_may_begin_with_any_sample(fake: FakeOpenAI, voice: OpenAISp
     assert b"".join(chunk.pcm for chunk in await gathered(voice.speak("Hi you.", VOICE))) == first + SPEECH
 
 
-async def test_an_answer_with_nothing_in_it_is_asked_for_again_and_then_told(
+async def test_an_answer_with_nothing_in_it_is_asked_for_again_and_then_reported(
     fake: FakeOpenAI, options: OpenAIOptions
 ) -> None:
     fake.junk = b""
@@ -224,13 +224,13 @@ async def test_an_answer_with_nothing_in_it_is_asked_for_again_and_then_told(
     assert problem.code is ErrorCode.TTS_FAILED and "no_sound" in problem.detail and len(fake.bodies) >= 2
 
 
-async def test_a_packed_answer_is_told(fake: FakeOpenAI, voice: OpenAISpeech) -> None:
+async def test_a_packed_answer_is_reported(fake: FakeOpenAI, voice: OpenAISpeech) -> None:
     fake.headers, fake.junk = {"Content-Encoding": "gzip"}, gzip.compress(bytes(50 << 20))
     problem = await failure(voice.speak("Hi you.", VOICE))
     assert problem.code is ErrorCode.TTS_FAILED and "gzip" in problem.detail
 
 
-async def test_the_rate_may_be_told_by_the_content_type(fake: FakeOpenAI, voice: OpenAISpeech) -> None:
+async def test_the_rate_may_be_reported_by_the_content_type(fake: FakeOpenAI, voice: OpenAISpeech) -> None:
     fake.media_type, fake.junk = "audio/pcm; rate=16000", SPEECH
     assert {chunk.sample_rate for chunk in await gathered(voice.speak("Hi you.", VOICE))} == {16000}
 
@@ -267,7 +267,7 @@ async def test_retry_after_of_the_provider_is_waited(fake: FakeOpenAI, voice: Op
     assert asyncio.get_running_loop().time() - began >= 1.0 and len(fake.bodies) == 2
 
 
-async def test_a_retry_after_that_is_too_long_is_told_at_once(fake: FakeOpenAI, voice: OpenAISpeech) -> None:
+async def test_a_retry_after_that_is_too_long_is_reported_at_once(fake: FakeOpenAI, voice: OpenAISpeech) -> None:
     fake.refusals, fake.headers = [(429, error("rate_limit_exceeded"))], {"Retry-After": "120"}
     problem = await failure(voice.speak("Hi you.", VOICE))
     assert (problem.code, problem.retry_after_s, len(fake.bodies)) == (ErrorCode.TTS_FAILED, 120, 1)

@@ -88,8 +88,8 @@ while p := i.read(8):
     if t == 'refuse': send(f.encode({'id': n, 'error': 'KeyError'})); continue
     wrong = {'odd': {}, 'rate': {'sample_rate': 0}, 'cue': {'cues': [['a', 0, 161]]}, 'word': {'words': [['a', -1, 1]]}}
     if t == 'twice': send(f.encode({'id': n, 'sample_rate': 16000, 'cues': []}, b'\\1\\1' * 160))
-    told = {'id': n, 'sample_rate': 16000, 'cues': [['a', 0, 160]], **wrong.get(t, {})}
-    send(f.encode(told, bytes(321 if t == 'odd' else 320)))
+    sent = {'id': n, 'sample_rate': 16000, 'cues': [['a', 0, 160]], **wrong.get(t, {})}
+    send(f.encode(sent, bytes(321 if t == 'odd' else 320)))
 """
 
 

@@ -22,10 +22,10 @@ def recite(text: str, size: int) -> tuple[AlignmentTracker, str, list[tuple[str,
     recital, pcm, words = AlignmentTracker(RATE), b"", []
     recital.add(text)
     for at in range(0, len(text), size):
-        more, told = recital.hear(*sound(text[at : at + size]))
-        pcm, words = pcm + more, words + [(w.text, w.start, w.end) for w in told]
-    more, told = recital.finish()
-    return recital, said(pcm + more), words + [(w.text, w.start, w.end) for w in told]
+        more, reported = recital.hear(*sound(text[at : at + size]))
+        pcm, words = pcm + more, words + [(w.text, w.start, w.end) for w in reported]
+    more, reported = recital.finish()
+    return recital, said(pcm + more), words + [(w.text, w.start, w.end) for w in reported]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
@@ -73,11 +73,11 @@ def test_silence_without_letters_after_words_is_no_loss_of_place() -> None:
     assert len(pcm) == 100 and recital.resumable and recital.unread == "two"
 
 
-@pytest.mark.parametrize("told", ["won t t three four", "oneX twooo three four", " one two thre four"])
-def test_a_reader_that_counts_letters_otherwise_finds_back_at_the_next_space(told: str) -> None:
+@pytest.mark.parametrize("reported", ["won t t three four", "oneX twooo three four", " one two thre four"])
+def test_a_reader_that_counts_letters_otherwise_finds_back_at_the_next_space(reported: str) -> None:
     recital = AlignmentTracker(RATE)
     recital.add("one two three four five")
-    recital.hear(*sound(told + " "))
+    recital.hear(*sound(reported + " "))
     recital.broken()
     assert recital.unread in ("five", "four five")
 
@@ -91,7 +91,7 @@ def test_scripts_without_spaces_go_by_character() -> None:
     assert recital.unread == "气很好。"
 
 
-def test_words_that_nobody_told_of_come_at_the_end() -> None:
+def test_words_that_were_not_reported_come_at_the_end() -> None:
     recital = AlignmentTracker(RATE)
     recital.add("one two")
     recital.hear(*sound("one "))

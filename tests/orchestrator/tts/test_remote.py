@@ -1,4 +1,4 @@
-"""What a provider's refusal means: its code, whether it is tried again, what is told of it; and how long silence is borne."""
+"""What a provider's refusal means: its code, whether it is tried again, what is reported of it; and how long silence is borne."""
 
 from __future__ import annotations
 
@@ -70,15 +70,15 @@ def test_a_refusal_has_a_code_and_is_tried_again_or_not(word: str, status: int, 
 
 
 @pytest.mark.parametrize(
-    ("asked_s", "told_s"), [(None, None), (0.0, 0), (0.2, 1), (120.0, 120), (1e9, 24 * 3600), (24 * 3600.5, 24 * 3600)]
+    ("asked_s", "reported_s"), [(None, None), (0.0, 0), (0.2, 1), (120.0, 120), (1e9, 24 * 3600), (24 * 3600.5, 24 * 3600)]
 )
-def test_a_wait_that_was_asked_for_is_told_in_whole_seconds_up_to_a_day(
-    asked_s: float | None, told_s: int | None
+def test_a_wait_that_was_asked_for_is_reported_in_whole_seconds_up_to_a_day(
+    asked_s: float | None, reported_s: int | None
 ) -> None:
-    assert ProviderError("p", "v", "", 429, asked_s).problem("K").retry_after_s == told_s
+    assert ProviderError("p", "v", "", 429, asked_s).problem("K").retry_after_s == reported_s
 
 
-def test_long_words_and_names_are_told_in_part() -> None:
+def test_long_words_and_names_are_reported_in_part() -> None:
     problem = ProviderError("p", "v" * 500, "w" * 500, 400).problem("K")
     assert "w" * 60 in problem.detail and "w" * 61 not in problem.detail
     unknown = ProviderError("p", "v" * 500, "voice_not_found", 404).problem("K")

@@ -63,8 +63,8 @@ async def test_its_text_ends_with_a_code(kind: str) -> None:
         path = f"/session/{started['session_id']}"
         answer = await running.http.post(f"{path}/speak", json={"text": "Is anybody there?", "voice": voice})
         assert answer.status_code == 202
-        told = await line.wait("warning")
-        assert told["code"] in ("voice_timeout", "tts_failed") and "Segment 1" in told["message"]
+        reported = await line.wait("warning")
+        assert reported["code"] in ("voice_timeout", "tts_failed") and "Segment 1" in reported["message"]
         assert (await line.wait("playback.finished"))["segment"] == 1
         assert (await running.http.get(path)).json()["state"] == "ready"
 

@@ -225,14 +225,14 @@ async def test_too_much_text_is_refused_with_the_limit(voices: Voices) -> None:
 
 
 @pytest.mark.parametrize("voice", ["piper:jane", "espeak:xx", "nobody", "festival:x"])
-async def test_unknown_voices_are_told_the_known_ones(voices: Voices, voice: str) -> None:
+async def test_unknown_voices_are_answered_with_the_known_ones(voices: Voices, voice: str) -> None:
     with pytest.raises(ProblemError) as caught:
         voices.check(voice)
     assert caught.value.code is ErrorCode.VOICE_UNKNOWN
     assert voice in caught.value.detail and "piper:joe" in caught.value.detail and "espeak:de" in caught.value.detail
 
 
-async def test_nothing_installed_is_told_with_the_remedy() -> None:
+async def test_nothing_installed_is_reported_with_the_remedy() -> None:
     # A worker that finds no voice: what happens without the extra and without Debian's library.
     program = "import sys; from orchestrator import worker_pipe as f; o = sys.stdout.buffer; "
     program += "o.write(f.encode({'voices': [], 'missing': ['piper']})); o.flush(); sys.stdin.read()"

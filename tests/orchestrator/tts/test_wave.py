@@ -1,4 +1,4 @@
-"""Sound of every form that providers send, against samples written out; and what is told of bytes that are none."""
+"""Sound of every form that providers send, against samples written out; and what is reported of bytes that are none."""
 
 from __future__ import annotations
 
@@ -119,13 +119,13 @@ def test_half_a_sample_at_the_end_is_left_out() -> None:
         ("application/octet-stream", 24_000, 1),
     ],
 )
-def test_the_rate_of_bare_sound_is_told_or_the_usual_one(content_type: str, rate: int, channels: int) -> None:
+def test_the_rate_of_bare_sound_is_reported_or_the_usual_one(content_type: str, rate: int, channels: int) -> None:
     pcm, found = read(np.repeat(TONE, channels).tobytes(), content_type)
     assert found == rate and np.array_equal(pcm, TONE)
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "reported"),
     [
         (b"", "there is no sound in it"),
         (b"RIFF", "a WAV whose sound does not begin"),
@@ -142,8 +142,8 @@ def test_the_rate_of_bare_sound_is_told_or_the_usual_one(content_type: str, rate
         (b'{"error": "no"}', "it is text"),
     ],
 )
-def test_what_is_no_sound_is_told_with_what_was_found(data: bytes, told: str) -> None:
-    assert told in refusal(data)
+def test_what_is_no_sound_is_reported_with_what_was_found(data: bytes, reported: str) -> None:
+    assert reported in refusal(data)
 
 
 @pytest.mark.parametrize("kind", ["text/html", "image/png", "application/json", "application/vnd.api+json", "a/b+xml"])
@@ -178,7 +178,7 @@ AAC = b"\xff\xf1\x50\x80\x10\x1f\xfc" + bytes(121)  # ADTS: 128 bytes
         (bytes(LOOK_BYTES), None),
     ],
 )
-def test_compressed_sound_and_text_are_told_from_samples(head: bytes, name: str | None) -> None:
+def test_compressed_sound_and_text_are_distinguished_from_samples(head: bytes, name: str | None) -> None:
     assert encoded(head) == name
 
 

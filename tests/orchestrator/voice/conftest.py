@@ -1,4 +1,4 @@
-"""The SDK's threads call into Python until a moment after they were told to end; an interpreter that is gone by then aborts."""
+"""The SDK's threads call into Python until a moment after they were asked to end; an interpreter that is gone by then aborts."""
 
 from __future__ import annotations
 

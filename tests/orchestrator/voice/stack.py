@@ -69,8 +69,8 @@ class Stack:
         return next(one for one in self.agents if one is not agent)
 
     async def voice_of(self, started: dict[str, Any]) -> dict[str, Any]:
-        told = (await self.stage.http.get("/debug/audio")).json()["sessions"]
-        voice: dict[str, Any] = next(s for s in told if s["session_id"] == started["session_id"])["voice"]
+        reported = (await self.stage.http.get("/debug/audio")).json()["sessions"]
+        voice: dict[str, Any] = next(s for s in reported if s["session_id"] == started["session_id"])["voice"]
         return voice
 
 

@@ -1,4 +1,4 @@
-"""The worker's desk: which line an order goes to, what is an order, and that a core that hangs is told no more."""
+"""The worker's desk: which line an order goes to, what is an order, and that a core that hangs is sent no more."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ async def test_a_room_that_hangs_does_not_hold_the_end_of_the_worker_up(desk: Co
     await turns()
 
 
-async def test_a_core_that_reads_nothing_is_told_no_more(desk: CommandDispatcher) -> None:
+async def test_a_core_that_reads_nothing_is_sent_no_more(desk: CommandDispatcher) -> None:
     pipe: Pipe = desk._out
     beat = asyncio.create_task(desk.beat())
     await turns()

@@ -45,13 +45,13 @@ class Room:
 
 
 @pytest.mark.parametrize(
-    ("refuses", "told"),
+    ("refuses", "reported"),
     [
         (None, "could not publish: the server does not answer in time"),
         (Exception("lost eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ4In0.c2lnbmF0dXJl"), "could not join: lost "),
     ],
 )
-async def test_a_line_joins_again(monkeypatch: pytest.MonkeyPatch, refuses: Exception | None, told: str) -> None:
+async def test_a_line_joins_again(monkeypatch: pytest.MonkeyPatch, refuses: Exception | None, reported: str) -> None:
     monkeypatch.setattr(module.rtc, "Room", Room)
     monkeypatch.setattr(module, "PUBLISH_TIMEOUT_S", 0.1)
     monkeypatch.setattr(module, "_BACKOFF_S", (0.01, 0.02))
@@ -74,4 +74,4 @@ async def test_a_line_joins_again(monkeypatch: pytest.MonkeyPatch, refuses: Exce
     assert len(Room.made) >= 2 and all(room.left for room in Room.made)
     assert reports[-1].state == "left"
     errors = {report.error for report in reports if report.error}
-    assert errors and all(error.startswith(told) and "eyJ" not in error for error in errors)
+    assert errors and all(error.startswith(reported) and "eyJ" not in error for error in errors)

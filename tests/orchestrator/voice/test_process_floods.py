@@ -57,7 +57,7 @@ async def test_what_is_said_to_a_worker_that_is_not_there_is_said_to_the_next_on
 
 
 async def test_a_worker_that_reads_nothing_is_given_no_more_than_so_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The line keeps what was not taken, so the next worker is told of it."""
+    """The line keeps what was not taken, so the next worker gets it."""
     monkeypatch.setattr(voice_process, "_UNSENT_BYTES", 4096)
     hello = worker_pipe.encode({"op": "hello"})
     program = f"import sys, time; sys.stdout.buffer.write({hello!r}); sys.stdout.flush(); time.sleep(1000)"

@@ -118,7 +118,7 @@ def test_small_errors_are_left_larger_ones_wait_for_quiet_and_the_largest_do_not
     assert room.silence() > 0.4
 
 
-def test_a_held_voice_pauses_there_and_goes_on_when_told() -> None:
+def test_a_held_voice_pauses_there_and_goes_on_when_asked() -> None:
     room = Room()
     room.score.append(1, ROOM_RATE, 0, counting(1000))
     room.score.follow(DueAudio(1, 0, room.now + 0.1, held=False))

@@ -71,7 +71,7 @@ def test_all_that_came_is_said_once_and_in_order(
     whole = {n: length(rate, sum(chunks)) for n, (rate, chunks) in enumerate(segments, 1)}
     assert check_once(line.said) == whole
     assert line.score.handed_out == list(whole) and line.score.buffer_s == 0
-    assert line.score.corrections == 0, "nothing told it when, so there was nothing to make up for"
+    assert line.score.corrections == 0, "nothing reported it when, so there was nothing to make up for"
 
 
 @settings(max_examples=200, deadline=None)

@@ -39,11 +39,11 @@ async def test_the_orchestrators_voice_is_in_step_and_a_killed_agent_is_not_hear
         assert len(skews) >= 3 and abs(float(np.median(skews))) < 0.5, (
             skews
         )  # a wide bar: `measure.py skew` has the figure
-        told = (await running.stage.http.get("/debug/audio")).json()["sessions"][0]
+        reported = (await running.stage.http.get("/debug/audio")).json()["sessions"][0]
         assert (
-            told["voice"]["source"] == "orchestrator"
-            and told["voice"]["role"] == "speaks"
-            and told["voice"]["following"]
+            reported["voice"]["source"] == "orchestrator"
+            and reported["voice"]["role"] == "speaks"
+            and reported["voice"]["following"]
         )
         ears.forget()
 

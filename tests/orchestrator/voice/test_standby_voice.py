@@ -1,4 +1,4 @@
-"""When the voice speaks and what is told of it, with the worker's part of the conversation written by hand."""
+"""When the voice speaks and what is reported of it, with the worker's part of the conversation written by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One session's voice as the core sees it, against the real score of a worker: what is sent, kept, said again, and told."""
+"""One session's voice as the core sees it, against the real score of a worker: what is sent, kept, said again, and reported."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Clock:
 
 
 class Worker:
-    """A worker whose lines are real scores: what it hands over is heard at once, and told in the next report."""
+    """A worker whose lines are real scores: what it hands over is heard at once, and reported in the next report."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -64,7 +64,7 @@ class Worker:
         if isinstance(message, JoinRoom):
             self.score = PlayoutScheduler()
         score = self.score
-        assert score is not None, "a line that has not joined is told something"
+        assert score is not None, "a line that has not joined got a message"
         if isinstance(message, SegmentPcm):
             assert len(payload) % 2 == 0
             score.append(message.segment, message.rate, message.start, payload)  # raises ValueError for a gap
@@ -119,7 +119,7 @@ ACTS = st.lists(
 
 @settings(max_examples=60)
 @given(st.sampled_from([16_000, 24_000, ROOM_RATE]), ACTS)
-def test_every_sample_is_said_in_order_and_again_only_what_a_lost_worker_had_not_told_of(
+def test_every_sample_is_said_in_order_and_again_only_what_a_lost_worker_had_not_reported(
     rate: int, acts: list[tuple[str, int]]
 ) -> None:
     with pytest.MonkeyPatch.context() as patched:
@@ -225,7 +225,7 @@ def test_a_line_off_the_air_sends_nothing_and_forgets_what_it_was_to_say(worker:
     assert len(worker.of(LeaveRoom)) == 1 and worker.left == [line, line]
 
 
-def test_a_new_worker_is_told_what_the_old_one_knew_with_a_token_of_its_own(worker: Worker) -> None:
+def test_a_new_worker_gets_what_the_old_one_knew_with_a_token_of_its_own(worker: Worker) -> None:
     line = worker.line
     line.join()
     line.follow(1, 0.5, 501.0)

@@ -113,7 +113,7 @@ async def _a_line_that_follows_says_each_sound_when_it_is_due(access: LiveKitAcc
         code[2 * 32_000 : 2 * 36_800] = bytes(2 * 4_800)  # quiet from 2 s to 2.3 s
         line.play(1, RATE, 0, bytes(code))
         seen = len(reports)
-        await until(lambda: len(reports) > seen + 5)  # half a second of them, in which it was not told when
+        await until(lambda: len(reports) > seen + 5)  # half a second of them, in which it did not know when
         assert ears.spoken() == []
         due = time.monotonic() + 0.5
         line.follow(1, 0.0, due)

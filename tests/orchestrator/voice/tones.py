@@ -1,4 +1,4 @@
-"""Speech whose every 100 ms can be told apart: loss, doubling and order are visible at the other end."""
+"""Speech whose every 100 ms can be distinguished: loss, doubling and order are visible at the other end."""
 
 from __future__ import annotations
 

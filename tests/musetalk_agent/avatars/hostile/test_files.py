@@ -346,7 +346,7 @@ async def test_refused(library: AvatarLibrary, data: Made, error: type[AvatarErr
     assert type(await refused(library, data() if callable(data) else data)) is error
 
 
-async def test_sizes_that_differ_are_told_with_name_and_sizes(library: AvatarLibrary) -> None:
+async def test_sizes_that_differ_are_reported_with_name_and_sizes(library: AvatarLibrary) -> None:
     data = archive([("0.png", PNG), ("1.png", encoded(noise(320, 240)))])
     error = await refused(library, data)
     assert isinstance(error, AvatarSizesDiffer)

@@ -57,9 +57,9 @@ def boxes_of(artefacts: MuseTalkArtefacts) -> list[tuple[int, int, int, int]]:
 
 
 def test_every_pose_is_encoded_from_upstreams_crop(tmp_path: Path) -> None:
-    bundle, encoder, told = clip(tmp_path), Encoder(), []
-    artefacts = MuseTalkArtefacts.of(bundle, encoder, progress=lambda done, total: told.append((done, total)))
-    assert told == [(8, 10), (10, 10)]
+    bundle, encoder, reported = clip(tmp_path), Encoder(), []
+    artefacts = MuseTalkArtefacts.of(bundle, encoder, progress=lambda done, total: reported.append((done, total)))
+    assert reported == [(8, 10), (10, 10)]
     assert artefacts.latents[:, 0, 0, 0].tolist() == list(range(10)) and artefacts.latents.dtype == np.float16
     for idle_index, box in enumerate(boxes_of(artefacts)):
         assert np.array_equal(

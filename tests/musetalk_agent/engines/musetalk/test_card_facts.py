@@ -47,7 +47,7 @@ def faked(monkeypatch: pytest.MonkeyPatch, *, driver: Driver, build: str = "2.15
     monkeypatch.setattr(card_facts, "find_driver", lambda: driver)
 
 
-def test_an_old_driver_is_told_with_both_versions_and_two_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_driver_is_reported_with_both_versions_and_two_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
     faked(monkeypatch, driver=Driver("535.183.01", (12, 2)), error=OLD + "\nmore")
     fault = look("cuda:0").fault
     assert fault == (

@@ -62,7 +62,11 @@ def test_an_engine_that_is_to_compile_says_why_it_does_not_and_runs(
     engine = MuseTalkEngine(models, Options(fuse="compile"))
     try:
         engine.warmup()
-        told = engine.stats()
-        assert told["fused"] == "off" and "no C compiler" in told["fused_note"] and told["frames_per_second"] > 0
+        reported = engine.stats()
+        assert (
+            reported["fused"] == "off"
+            and "no C compiler" in reported["fused_note"]
+            and reported["frames_per_second"] > 0
+        )
     finally:
         engine.close()

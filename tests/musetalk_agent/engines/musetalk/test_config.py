@@ -50,9 +50,9 @@ def test_an_unknown_field_is_named(tmp_path: Path) -> None:
     path = written(tmp_path, weights.unet_config("full") | {"use_linear_projection": True, "_note": 1})
     with pytest.raises(
         WeightsInvalid, match=r"musetalkV15/musetalk\.json.*the field 'use_linear_projection' is unknown"
-    ) as told:
+    ) as reported:
         read_config(UnetConfig, path)
-    assert told.value.field == "use_linear_projection" and "_note" not in str(told.value)
+    assert reported.value.field == "use_linear_projection" and "_note" not in str(reported.value)
 
 
 def test_every_missing_field_is_named(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_every_missing_field_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value"), [("in_channels", 4), ("cross_attention_dim", 768), ("block_out_channels", 320)]
 )
-def test_a_value_of_another_model_is_told(tmp_path: Path, field: str, value: object) -> None:
+def test_a_value_of_another_model_is_reported(tmp_path: Path, field: str, value: object) -> None:
     with pytest.raises(WeightsInvalid, match=f"the field '{field}' is {value}"):
         read_config(UnetConfig, written(tmp_path, weights.unet_config("full") | {field: value}))
 

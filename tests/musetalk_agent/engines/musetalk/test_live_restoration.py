@@ -60,7 +60,7 @@ def test_as_many_sessions_get_it_as_half_of_the_time_is_enough_for() -> None:
     assert restoration.stats() == {"ms": 6.0, "busy": 0.45, "note": None}
 
 
-def test_a_network_too_slow_for_any_session_is_told_and_never_asked() -> None:
+def test_a_network_too_slow_for_any_session_is_reported_and_never_asked() -> None:
     slow = Restorer(0.05)
     restoration = live(slow)
     face = np.zeros((8, 8, 3), np.uint8)

@@ -176,9 +176,9 @@ def test_a_difference_is_readable(models: Path) -> None:
     spoiled["conv_in.weight"] = spoiled["conv_in.weight"][:, :4].clone()
     spoiled["extra.weight"] = torch.zeros(1)
     replace(path, spoiled)
-    with pytest.raises(WeightsInvalid) as told:
+    with pytest.raises(WeightsInvalid) as reported:
         loading.load_unet(models, CPU, torch.float32)
-    text = str(told.value)
+    text = str(reported.value)
     assert "musetalkV15/unet.pth does not fit the model its configuration describes" in text
     assert (
         "4 missing: time_embedding.linear_1.weight, time_embedding.linear_1.bias, time_embedding.linear_2.weight, …"
@@ -201,7 +201,7 @@ def test_code_in_a_file_is_not_run(models: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "reported"),
     [
         (lambda whole: whole[: len(whole) // 2], "damaged or cut off|holds more than tensors, or is damaged"),
         (lambda whole: b"", "damaged or cut off|holds more than tensors, or is damaged"),
@@ -209,10 +209,10 @@ def test_code_in_a_file_is_not_run(models: Path, capsys: pytest.CaptureFixture[s
         (lambda whole: b"<html>sign in</html>", "damaged"),
     ],
 )
-def test_files_that_are_not_whole(models: Path, spoil: Any, told: str) -> None:
+def test_files_that_are_not_whole(models: Path, spoil: Any, reported: str) -> None:
     path = models / "musetalkV15" / "unet.pth"
     path.write_bytes(spoil(path.read_bytes()))
-    with pytest.raises(WeightsInvalid, match=told):
+    with pytest.raises(WeightsInvalid, match=reported):
         loading.load_unet(models, CPU, torch.float32)
 
 
@@ -229,7 +229,7 @@ def test_what_is_not_a_state_dict(models: Path) -> None:
         loading.load_unet(models, CPU, torch.float32)
 
 
-def test_a_missing_file_is_told_with_the_command(models: Path) -> None:
+def test_a_missing_file_is_reported_with_the_command(models: Path) -> None:
     (models / "whisper" / "pytorch_model.bin").unlink()
     with pytest.raises(WeightsMissing, match=r"whisper/pytorch_model\.bin is missing.*fetch-models musetalk"):
         loading.load_whisper(models, CPU, torch.float32)

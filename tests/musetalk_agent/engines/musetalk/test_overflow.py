@@ -117,8 +117,8 @@ def test_a_card_without_memory_for_it_goes_on_as_it_is(
 
 def test_one_bad_run_counts_once_and_other_types_have_no_remedy(caplog: pytest.LogCaptureFixture) -> None:
     unfit = UnfitFaces()
-    told = [unfit.add(good=index % 2 == 0) for index in range(2 * LOOKED_AT)]
-    assert [index for index, now in enumerate(told) if now] == [81, LOOKED_AT + 81]
+    reported = [unfit.add(good=index % 2 == 0) for index in range(2 * LOOKED_AT)]
+    assert [index for index, now in enumerate(reported) if now] == [81, LOOKED_AT + 81]
     assert not any(unfit.add(good=index % 5 != 0) for index in range(LOOKED_AT))
     rebuilt: list[object] = []
     guard = OverflowGuard(torch.float32, torch.float32, lambda part, dtype: rebuilt.append(part))

@@ -155,7 +155,7 @@ def test_saving_replaces_what_lay_there_and_leaves_nothing_beside_it(tmp_path: P
     assert np.array_equal(mapped.latents, before), "who has it mapped keeps it"
 
 
-def test_nothing_there_is_told_from_something_broken(tmp_path: Path) -> None:
+def test_nothing_there_is_distinguished_from_something_broken(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         MuseTalkArtefacts.load(tmp_path / "a")
     stored(tmp_path / "a")

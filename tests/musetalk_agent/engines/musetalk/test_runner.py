@@ -146,7 +146,7 @@ def test_no_memory_for_a_single_frame_says_so() -> None:
         "AcceleratorError",
     ],
 )
-def test_a_card_that_fails_is_told_apart_from_a_mistake(text: str) -> None:
+def test_a_card_that_fails_is_distinguished_from_a_mistake(text: str) -> None:
     error = RuntimeError(text)
     if text == "AcceleratorError":
         error = torch.AcceleratorError("CUDA error: unspecified launch failure")

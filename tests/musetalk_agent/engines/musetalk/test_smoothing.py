@@ -65,7 +65,7 @@ def test_trembling_is_halved_and_nothing_comes_later(name: Smoothing, seed: int,
 
 
 @pytest.mark.parametrize("name", ["light", "strong"])
-def test_lips_that_are_told_from_the_skin_by_their_red_alone_tremble_as_little(name: Smoothing) -> None:
+def test_lips_that_are_distinguished_from_the_skin_by_their_red_alone_tremble_as_little(name: Smoothing) -> None:
     """As those of a talker of GRID: an edge that trembles there is no movement, however little the green changes."""
     spoken, before, raw = talk(skin=DIM_SKIN)
     smooth = openings(shown(before, name))

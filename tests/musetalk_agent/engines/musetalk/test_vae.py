@@ -73,7 +73,7 @@ def test_red_comes_last() -> None:
     assert to_pixels(decoded)[0][0, 0, 0].tolist() == [0, 0, 255]
 
 
-def test_faces_that_are_black_or_no_numbers_are_told_apart_each_by_itself() -> None:
+def test_faces_that_are_black_or_no_numbers_are_distinguished_each_by_itself() -> None:
     decoded = torch.zeros(5, 3, 256, 256)
     decoded[1, 0, 3, 3] = float("nan")
     decoded[2, 2, 200, 3] = float("inf")

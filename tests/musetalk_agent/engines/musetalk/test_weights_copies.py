@@ -35,9 +35,9 @@ BLOCK = 1 << 16
 
 def safetensors(notes: dict[str, str] | None, tensors: int = 8, header: str | None = None) -> bytes:
     """A file of one tensor of so many bytes, with notes in its header; or with that text as its header."""
-    told: dict[str, object] = {} if notes is None else {"__metadata__": notes}
-    told["weight"] = {"dtype": "F16", "shape": [tensors // 2], "data_offsets": [0, tensors]}
-    text = (json.dumps(told) if header is None else header).encode()
+    reported: dict[str, object] = {} if notes is None else {"__metadata__": notes}
+    reported["weight"] = {"dtype": "F16", "shape": [tensors // 2], "data_offsets": [0, tensors]}
+    text = (json.dumps(reported) if header is None else header).encode()
     return len(text).to_bytes(8, "little") + text + bytes(tensors)
 
 
@@ -154,8 +154,8 @@ def test_damaged_headers_are_a_reason_and_never_an_error(
         data[place] = value
     path = tmp_path_factory.getbasetemp() / "damaged.safetensors"
     path.write_bytes(data)
-    told = problem_of(path, None)
-    assert told is None or told
+    reported = problem_of(path, None)
+    assert reported is None or reported
 
 
 def cut(original: Path) -> None:
@@ -167,16 +167,16 @@ def exchanged(original: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [(cut, "has another size than what it was made from"), (exchanged, "is not what it was made from")],
 )
 def test_a_copy_of_other_weights_is_stale(
-    original: Path, change: Callable[[Path], None], told: str, caplog: pytest.LogCaptureFixture
+    original: Path, change: Callable[[Path], None], reported: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     copy = copied(original)
     assert problem_of(copy, original) is None and problem_of(copy, None) is None
     change(original)
-    assert problem_of(copy, original) == f"unet.pth {told}"
+    assert problem_of(copy, original) == f"unet.pth {reported}"
     with caplog.at_level(logging.WARNING):
         found = find(original.parent.parent, "unet", "fp16")
     assert found is not None and found.path == original and found.half is None

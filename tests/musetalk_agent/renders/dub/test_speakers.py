@@ -75,7 +75,7 @@ def spoken_by(seen: FootageScan, chosen: Chosen) -> dict[int, list[int]]:
     }
 
 
-def test_two_who_take_turns_in_one_shot_are_told_apart() -> None:
+def test_two_who_take_turns_in_one_shot_are_distinguished() -> None:
     one, other = syllables(20, 1), syllables(20, 2)
     first = np.arange(1000) < 500
     sound = np.where(first, one, other)
