@@ -183,6 +183,9 @@ class Segment:
         fps: frames per second of the video.
         heard_before_s: seconds of it that were heard through another agent, before what is pushed here.
         stages: its trace.
+
+    Its own methods write its fields, but for `not_before` and `microphone` (by the pipeline, when it begins), `origin` (by the
+    player, when it is first played), and `started` and `finished` (by the segment queue, with the events).
     """
 
     def __init__(

@@ -160,6 +160,10 @@ class ManagedSession:
     `lease` is None while it has no agent, `placed` says that it had one. `moved_at` are monotonic times.
     `adopted`: another process began it; `readable` is false when its stored order cannot be read. `progress` is what is known of
     its audio while `live` is not there. `talk` is its conversation, also after its end.
+
+    The runner writes what happens to it; the manager what callers ask for (`owner`, `order`, a stop's `end_reason`, the snapshot
+    after a call to the agent); failover its place (`lease`, `placed`, `moves`); the journal what it reads back. All others only
+    read (`WRITERS` in `tests/architecture/test_house.py`).
     """
 
     session_id: str

@@ -52,6 +52,55 @@ def test_few_handlers_catch_everything() -> None:
     assert broad <= BROAD_SHARE * len(handlers), f"{broad} of {len(handlers)}"
 
 
+WRITERS = {
+    "session": {  # fields of `ManagedSession`, and the modules of `orchestrator/session` that assign them
+        "owner": {"manager"},
+        "order": {"manager"},
+        "publisher_mode": {"manager", "journal"},
+        "snapshot": {"manager", "session_runner", "session_failover"},
+        "snapshot_at": {"manager", "session_runner"},
+        "end_reason": {"manager", "session_runner"},
+        "base_state": {"model", "session_runner"},
+        "live": {"session_runner"},
+        "error": {"session_runner"},
+        "ended_at": {"session_runner"},
+        "lease": {"session_runner", "session_failover"},
+        "placed": {"session_failover"},
+        "talk": {"session_runner", "journal"},
+        "ingress": {"session_runner", "journal"},
+    },
+    "segment": {  # fields of the agent's `Segment` that others than itself assign, and the modules of `media`
+        "not_before": {"pipeline"},
+        "microphone": {"pipeline"},
+        "origin": {"player"},
+        "started": {"segment_queue"},
+        "finished": {"segment_queue"},
+    },
+}
+FOLDERS = {"session": "orchestrator/", "segment": "musetalk_agent/"}
+
+
+def _written(path: str, name: str) -> set[str]:
+    """The fields of a variable or attribute called `name` (`session`, `self._session`) that a module assigns."""
+    return {
+        node.attr
+        for node in _nodes()[path]
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and (getattr(node.value, "id", "") == name or getattr(node.value, "attr", "") in (name, f"_{name}"))
+    }
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_field_that_several_modules_read_is_written_where_its_class_says(name: str) -> None:
+    written: dict[str, set[str]] = defaultdict(set)
+    for path in _nodes():
+        if path.startswith(FOLDERS[name]):
+            for field in _written(path, name) & set(WRITERS[name]):
+                written[field].add(path.rpartition("/")[2].removesuffix(".py"))
+    assert written == WRITERS[name]
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_handler_that_catches_everything_says_why(package: str) -> None:
     silent = Counter[str]()

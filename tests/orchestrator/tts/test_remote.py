@@ -70,7 +70,8 @@ def test_a_refusal_has_a_code_and_is_tried_again_or_not(word: str, status: int, 
 
 
 @pytest.mark.parametrize(
-    ("asked_s", "reported_s"), [(None, None), (0.0, 0), (0.2, 1), (120.0, 120), (1e9, 24 * 3600), (24 * 3600.5, 24 * 3600)]
+    ("asked_s", "reported_s"),
+    [(None, None), (0.0, 0), (0.2, 1), (120.0, 120), (1e9, 24 * 3600), (24 * 3600.5, 24 * 3600)],
 )
 def test_a_wait_that_was_asked_for_is_reported_in_whole_seconds_up_to_a_day(
     asked_s: float | None, reported_s: int | None

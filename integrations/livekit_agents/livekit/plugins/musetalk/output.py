@@ -17,7 +17,7 @@ from livekit.agents.voice.avatar import DataStreamAudioOutput
 from livekit.agents.voice.avatar._datastream_io import AUDIO_STREAM_TOPIC, RPC_CLEAR_BUFFER
 from livekit.agents.voice.io import AudioOutput, AudioOutputCapabilities
 
-from .segment import Segment
+from .captured_segment import CapturedSegment
 
 log = logging.getLogger("livekit.plugins.musetalk")
 
@@ -65,7 +65,7 @@ class AvatarOutput(DataStreamAudioOutput):
         )
         self._capabilities = AudioOutputCapabilities(pause=True)
         self._avatar = destination_identity
-        self._segments: list[Segment] = []  # those that livekit-agents waits for, the first is being heard
+        self._segments: list[CapturedSegment] = []  # those that livekit-agents waits for, the first is being heard
         self._capturing = self._paused = self._recalling = self._closed = False
         self._doubt_s: float | None = None  # the avatar left; so many seconds of what it had of the first were heard
         self._giving_up: asyncio.TimerHandle | None = None
@@ -86,7 +86,7 @@ class AvatarOutput(DataStreamAudioOutput):
         await AudioOutput.capture_frame(self, frame)
         if not self._capturing:
             self._capturing, self._pushed_duration = True, 0.0
-            self._segments.append(Segment(frame.sample_rate, frame.num_channels))
+            self._segments.append(CapturedSegment(frame.sample_rate, frame.num_channels))
         self._segments[-1].pcm += bytes(frame.data)
         self._pushed_duration += frame.duration
         self._nudge()
@@ -258,7 +258,7 @@ class AvatarOutput(DataStreamAudioOutput):
         self._moved_at = time.monotonic()
         return True
 
-    async def _open(self, segment: Segment) -> rtc.ByteStreamWriter:
+    async def _open(self, segment: CapturedSegment) -> rtc.ByteStreamWriter:
         segment.there = True
         writer = await self._room.local_participant.stream_bytes(
             name="AUDIO",

@@ -11,7 +11,7 @@ from livekit import rtc
 
 
 @dataclass(eq=False)
-class Segment:
+class CapturedSegment:
     """Speech that livekit-agents waits for. Times are in seconds from its first sample.
 
     Attributes:
