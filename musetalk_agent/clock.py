@@ -70,14 +70,14 @@ class MonotonicClock:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Real time passes whatever anybody does."""
+        """Real time passes by itself."""
         yield
 
 
 class VirtualClock:
-    """Stands still until everybody waits, then jumps to the earliest deadline: `run` drives it."""
+    """Stands still until every task waits, then jumps to the earliest deadline: `run` drives it."""
 
-    _IDLE_TURNS = 20  # turns of the event loop without anybody moving before time may jump
+    _IDLE_TURNS = 20  # turns of the event loop in which no task runs before time may jump
 
     def __init__(self, start: float = 0.0) -> None:
         self._now = start

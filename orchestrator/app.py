@@ -350,7 +350,7 @@ def _pool(settings: Settings, agents: AgentClient) -> AgentPool:
 
 
 def endpoints(settings: Settings, sessions: SessionManager, session_id: str) -> list[Endpoint]:
-    """Where a session's events are posted: to everybody's endpoints, and to the session's own."""
+    """The webhook endpoints of a session's events: the deployment's, and the session's own."""
     common = [Endpoint(url, settings.webhook_secrets) for url in settings.webhook_url]
     try:
         order = sessions.registry.get(session_id).order

@@ -68,7 +68,7 @@ class LiveKitClient:
                 async with asyncio.timeout(CLOSE_S):
                     await session.close()
             except TimeoutError:
-                pass  # a TLS goodbye that is never answered; the sockets end with the process
+                pass  # a TLS close that is never answered; the sockets end with the process
 
     async def call(
         self, ask: Callable[[api.LiveKitAPI], Awaitable[_Answer]], within_s: float, *, idempotent: bool = True
@@ -256,7 +256,7 @@ class Rooms:
     async def ensure(self, room: str) -> None:
         """Makes the room, or sets its configuration when it exists. Raises ProblemError `livekit_unavailable`.
 
-        `sync_streams` must be set before anybody joins, or browsers do not hold audio and video together.
+        `sync_streams` must be set before the first participant joins, or browsers do not hold audio and video together.
         """
         request = api.CreateRoomRequest(
             name=room,
@@ -292,7 +292,7 @@ class Rooms:
         return [one.identity for one in answer.participants if one.attributes.get(DEPLOYMENT) == deployment_id]
 
     async def mute(self, room: str, identity: str, track: str) -> None:
-        """Mutes a track for everybody, whatever its publisher still sends. Never raises for LiveKit's sake."""
+        """Mutes a track for all participants, whatever its publisher still sends. Never raises for LiveKit's sake."""
         request = api.MuteRoomTrackRequest(room=room, identity=identity, track_sid=track, muted=True)
         try:
             await self._livekit.call(lambda livekit: livekit.room.mute_published_track(request), COURTESY_S)
@@ -309,7 +309,7 @@ class Rooms:
                 _log.warning("participant not removed", extra={"room": room, "error": str(error)})
 
     async def delete(self, room: str) -> None:
-        """Closes a room for everybody in it. Never raises for LiveKit's sake: an empty room closes by itself."""
+        """Closes a room and removes all its participants. Never raises for LiveKit's sake: an empty room closes by itself."""
         try:
             await self._livekit.call(
                 lambda livekit: livekit.room.delete_room(api.DeleteRoomRequest(room=room)), COURTESY_S

@@ -21,8 +21,8 @@ LOOK_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What is seen of one session: frames that spoke since it began, how late each frame since the last look left, by the time of a
-    frame, and whether a viewer gets them."""
+    """Measurements of one session: spoken frames since it began, the lateness of each frame since the last look in frame durations,
+    and whether a viewer gets them."""
 
     session_id: str
     demand: Demand

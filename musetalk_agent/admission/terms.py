@@ -1,8 +1,8 @@
 """The limits that processor, memory and pacing set: each begins with an estimate at the start and is corrected by measurements in
 service.
 
-A correction only closes or opens the door: no session ends for it. A term that wavers about a border does not open and shut at each
-look: `Steady` follows a measurement only when it has gone far enough.
+A correction only decides on new sessions: none ends for it. A measurement near a limit does not change the answer at each look:
+`Steady` follows a measurement only when it has gone far enough.
 """
 
 from __future__ import annotations

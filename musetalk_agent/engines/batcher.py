@@ -392,7 +392,7 @@ class Batcher:
             job = batch.jobs[0]
             if job.then is not None and not job.result.done() and not self._waiting:
                 job.then(patches[0])
-        with contextlib.suppress(RuntimeError):  # the loop is gone: so is everybody who waited
+        with contextlib.suppress(RuntimeError):  # the loop is gone, and all that waited with it
             self._loop.call_soon_threadsafe(_settle, batch.jobs, patches, batch.error)
 
     def fail(self, error: EngineFailed) -> None:

@@ -63,7 +63,7 @@ class FaceFollower:
             self._look_for_cut(thumbnail(bgr))
         elif cut:
             self._begin_shot()
-            self._frame = 0  # everybody is looked for at once
+            self._frame = 0  # all faces are looked for at once
         kept = self._followed(rgb)
         if not kept or self._frame % _LOOK_EVERY == 0:
             for face in self._net.faces(rgb, thorough=self._frame % _LOOK_EVERY == 0):

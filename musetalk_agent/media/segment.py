@@ -37,7 +37,7 @@ class Script:
     """The words of a segment, or of the rest of one, in order.
 
     Args:
-        line: names what comes of it.
+        line: the id of the captions' line.
     """
 
     def __init__(self, line: str) -> None:

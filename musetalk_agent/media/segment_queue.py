@@ -1,7 +1,7 @@
 """The session's segments in the order of playing, and the events they emit. Decisions only: positions are passed in.
 
-A segment is *open* until its last sample was heard. What was heard lately stays for a while, so that a way out that turns out to
-have been dead can be rewound: see `PlaybackQueue.rewind`.
+A segment is *open* until its last sample was heard. What was heard lately stays for a while, so that it can be rewound when a
+transport turns out to have been dead: see `PlaybackQueue.rewind`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The trace of a segment in the agent: when its first frame reached each stage, and what became of it."""
+"""The trace of a segment in the agent: when its first frame reached each stage, and how it ended."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ class MicrophoneInput:
         self._end()
 
     async def _read(self, track: rtc.Track) -> None:
-        """Says what comes of a track until it is cancelled: a track that is gone sends nothing, and does not end by itself."""
+        """Plays a track's audio until it is cancelled: a track that is gone sends nothing, and does not end by itself."""
         stream: rtc.AudioStream | None = None
         try:
             with sdk_errors():

@@ -370,7 +370,7 @@ class Playback(Answer):
 class Transport(Answer):
     """How media leave.
 
-    `rung` is the step of the ladder that is in use (`livekit`, `whip`, `rtmp`; `none` while it changes), `reason` why it is not
+    `rung` is the transport in use (`livekit`, `whip`, `rtmp`; `none` while it changes), `reason` why it is not
     the first one. `adaptation` is the step of the adaptation, 0 for full quality; `video_codec` is the one in use; `beside` is the
     state of a stream beside the room (`live`, `retrying`).
     """

@@ -1,9 +1,9 @@
-"""The queue of renders: tickets that workers take, hold while they work, and lose when they die.
+"""The queue of renders: tickets with leases, which workers take, hold while they work, and lose when they die.
 
 It is SimpleBroker's (docs/decisions/0025-renders.md): an SQLite file for one machine, Redis for several. A worker takes a ticket by
-moving it, in one atomic step, from `waiting` into a queue of its own; it is deleted there when its work is done. A worker says that
-it lives by a message that replaces its last one. The next one that looks moves the tickets of one that has fallen silent back to
-`waiting`, so a ticket is done at least once, and work must bear to be done again.
+moving it, in one atomic step, from `waiting` into a queue of its own; it is deleted there when its work is done. A worker's
+heartbeat is a message that replaces its last one. The next worker that looks moves the tickets of a silent one back to `waiting`,
+so a ticket is done at least once, and its work must be idempotent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, ValidationError
 WAITING = "waiting"
 _TAKEN, _ALIVE = "taken.", "alive."
 SILENT_S = 15.0
-"""A worker that has not been heard of for so long is dead: it says that it lives every second."""
+"""A worker without a heartbeat for so long is dead; it sends one every second."""
 _NAMESPACE = "musetalk_renders"
 _NS = 10**9  # a message's id is the time it was written, in nanoseconds
 

@@ -101,8 +101,8 @@ def create_app(
     app = FastAPI(title="musetalk-agent", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.settings, app.state.engines, app.state.warmup = settings, factory.engines, warmup
     app.state.instance = secrets.token_hex(8)
-    app.state.door = KeyChecker(settings.agent_api_key)
-    app.add_middleware(AgentAuthMiddleware, door=app.state.door, open_metrics=settings.open_metrics)
+    app.state.key_checker = KeyChecker(settings.agent_api_key)
+    app.add_middleware(AgentAuthMiddleware, key_checker=app.state.key_checker, open_metrics=settings.open_metrics)
     app.add_middleware(traces.TracedPosts)
     _add_routes(app)
     return app

@@ -56,9 +56,9 @@ class AgentAuthMiddleware:
     WebSockets are the audio route's own business.
     """
 
-    def __init__(self, app: ASGIApp, *, door: KeyChecker, open_metrics: bool) -> None:
+    def __init__(self, app: ASGIApp, *, key_checker: KeyChecker, open_metrics: bool) -> None:
         self._app = app
-        self._door = door
+        self._key_checker = key_checker
         self._open = {_HEALTH, _METRICS} if open_metrics else {_HEALTH}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,7 +75,7 @@ class AgentAuthMiddleware:
 
         try:
             if scope["path"] not in self._open:
-                self._door.admit(Headers(scope=scope).get("authorization"), scope.get("client"))
+                self._key_checker.admit(Headers(scope=scope).get("authorization"), scope.get("client"))
             if scope["path"] == UPLOADS:
                 await self._app(scope, timely(receive, longest_s=UPLOAD_S), sending)
                 return

@@ -129,7 +129,7 @@ async def debug(request: Request, sessions: SessionsHere) -> AgentDebug:
 async def audio(socket: WebSocket, session_id: str, events_after: Annotated[int, Query(ge=0)] = 0) -> None:
     """The inner link; see `protocol.messages`. Refused before the upgrade with problem+json."""
     try:
-        socket.app.state.door.admit(socket.headers.get("authorization"), socket.scope.get("client"))
+        socket.app.state.key_checker.admit(socket.headers.get("authorization"), socket.scope.get("client"))
         found = socket.app.state.sessions.get(session_id)
     except ProblemError as error:
         await socket.send_denial_response(problem_response(error))

@@ -206,7 +206,7 @@ class Preparations:
         return report
 
     async def _changed(self, avatar_id: str, update: dict[str, Any], made_for: AvatarRecord | None = None) -> bool:
-        """Stores what came of it; False when the avatar is gone, or wants other artefacts by now."""
+        """Stores the result; False when the avatar is gone, or wants other artefacts by now."""
         async with self._changing:
             record = await asyncio.to_thread(self._folder.read, avatar_id)
             if record is None:

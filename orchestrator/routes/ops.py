@@ -24,7 +24,7 @@ router = APIRouter(tags=["operations"])
 @router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health(ctx: Ctx) -> Response:
-    """200 when an agent is ready, else 503, as while the service drains. Names no addresses: it is open to everybody."""
+    """200 when an agent is ready, else 503, as while the service drains. Names no addresses: it needs no key."""
     agents = await ctx.pool.status()
     usable = [agent for agent in agents if agent.usable]
     capacities = [agent.health.capacity for agent in usable if agent.health]

@@ -58,9 +58,7 @@ class PageFile:
         """200 with the body in an encoding that the client takes, or 304 when it has this body already."""
         headers = {"ETag": self.etag, "Cache-Control": cache_control, "Vary": "Accept-Encoding"}
         if self.media_type != "text/html":
-            headers["Access-Control-Allow-Origin"] = (
-                "*"  # pages elsewhere import the modules; nothing here is anybody's own
-            )
+            headers["Access-Control-Allow-Origin"] = "*"  # pages elsewhere import the modules; nothing here is private
         known = [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]
         if self.etag in known or "*" in known:
             return Response(status_code=304, headers=headers)

@@ -22,11 +22,11 @@ _IDENTITY_LENGTH = 256
 
 
 PUBLISHING = Rule(Scope.STARTER)
-"""Who publishes is heard by everybody in the room, so a key that only watches gets no such token."""
+"""A token that may publish needs a starter's key: whatever is published is heard by everyone in the room."""
 
 
 class TokenRequest(Strict):
-    """Who wants to watch which room, and to be heard there."""
+    """The participant who wants to watch a room, and whether it may publish a microphone there."""
 
     room: str = Field(min_length=1, max_length=256)
     identity: str = Field(min_length=1, max_length=256)

@@ -52,7 +52,7 @@ class LivenessMonitor:
         return self.last is not None and self.last.resting
 
     def acked(self, ack: LinkAck, now: float) -> None:
-        """The agent's word."""
+        """The agent has acknowledged items and reported its state."""
         self.ack_at, self.last = now, ack
         if ack.items != self._items:
             self._items, self._taken_at = ack.items, now

@@ -19,10 +19,10 @@ from orchestrator.session.speech_pipeline import SpeechPipeline
 
 _AGENT_BACKLOG_MARGIN_S = 30
 """The agent's own limit lies above ours, so that ours is the one a sender meets."""
-GOODBYE_S = 60.0
+LATE_STOP_S = 60.0
 """How long an agent that does not answer is asked to stop a session that it lost."""
-_GOODBYE_EVERY_S = 1.0
-_GOODBYE_FIRST_S = 3.0
+_LATE_STOP_EVERY_S = 1.0
+_LATE_STOP_FIRST_S = 3.0
 """The agent that lost the session may be the only one: it must stop the session before it starts it again."""
 _NEXT = frozenset({ErrorCode.AT_CAPACITY, ErrorCode.AGENT_UNAVAILABLE, ErrorCode.DRAINING})
 """Errors that say something of one agent only."""
@@ -62,7 +62,7 @@ class Placement:
     def __init__(self, services: SessionDeps, options: SessionOptions) -> None:
         self._services = services
         self._options = options
-        self._goodbyes: dict[str, asyncio.Task[None]] = {}
+        self._late_stops: dict[str, asyncio.Task[None]] = {}
 
     async def place(self, session: ManagedSession) -> None:
         """Starts the session at an agent that takes it. Raises ProblemError. Cancelling undoes what was begun.
@@ -93,7 +93,7 @@ class Placement:
 
         Cancelling stops it there once the start is through.
         """
-        if lease.name in self._goodbyes:
+        if lease.name in self._late_stops:
             await self._settle(lease)
         session.lease = lease
         self._services.ledger.note(session.session_id)
@@ -164,18 +164,18 @@ class Placement:
 
     def leave(self, session: ManagedSession, lease: AgentLease) -> None:
         """Has the session stopped in the background where the agent did not answer: one that hangs may wake up and speak again."""
-        goodbye = self._goodbye(session, lease)
-        task = self._services.background.spawn(goodbye, f"goodbye-{session.session_id}", awaited=False)
-        self._goodbyes[lease.name] = task
+        stop = self._stop_late(session, lease)
+        task = self._services.background.spawn(stop, f"late-stop-{session.session_id}", awaited=False)
+        self._late_stops[lease.name] = task
 
     async def _settle(self, lease: AgentLease) -> None:
         """Waits until what was asked of this agent before is done, or gives that up: it must not stop what begins now."""
-        goodbye = self._goodbyes.pop(lease.name)
-        await asyncio.wait({goodbye}, timeout=_GOODBYE_FIRST_S)
-        goodbye.cancel()
+        stop = self._late_stops.pop(lease.name)
+        await asyncio.wait({stop}, timeout=_LATE_STOP_FIRST_S)
+        stop.cancel()
 
-    async def _goodbye(self, session: ManagedSession, lease: AgentLease) -> None:
-        until = time.monotonic() + GOODBYE_S
+    async def _stop_late(self, session: ManagedSession, lease: AgentLease) -> None:
+        until = time.monotonic() + LATE_STOP_S
         while time.monotonic() < until and not self._runs_at(session, lease):
             try:
                 await self._services.agents.stop(lease, session.session_id)
@@ -183,7 +183,7 @@ class Placement:
             except ProblemError as error:
                 if error.code is not ErrorCode.AGENT_UNAVAILABLE:
                     return
-            await asyncio.sleep(_GOODBYE_EVERY_S)
+            await asyncio.sleep(_LATE_STOP_EVERY_S)
 
     def _runs_at(self, session: ManagedSession, lease: AgentLease) -> bool:
         return session.end_reason is None and session.lease is not None and session.lease.name == lease.name

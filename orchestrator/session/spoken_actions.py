@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from musetalk_agent.protocol.action_marks import LEAD_S, ActionMarks
 
 PLANNED_MOST = 256
-"""Of a session. A text of 5,000 characters has no more that anybody would see."""
+"""Of a session. A text of 5,000 characters has no more that a viewer would see."""
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ class Avatar:
     latents: Tensor
     sessions: int = 0
     idle: dict[DrawnWith, dict[int, Patch]] = field(default_factory=dict)
-    """Of a clip that talks by itself: its idle frames with the mouth that the network makes of silence, as far as they are made,
-    for sessions of the same look."""
+    """Of a clip whose mouth moves while idle: its idle frames with the mouth that the network makes of silence, as far as they
+    are made, for sessions of the same look."""
 
     @property
     def nbytes(self) -> int:

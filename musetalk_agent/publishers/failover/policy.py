@@ -28,7 +28,7 @@ ALONE_AT_START_S = 10.0
 """A start that has no other way waits so long: a join through blocked UDP fails by itself after a minute only."""
 WHIP_S = 4.0
 LEAVE_S = 0.8
-"""An identity counts as left after this, whether the goodbye was answered or not."""
+"""An identity counts as left after this, whether its leave was acknowledged or not."""
 PAUSE_S = 3.0
 """A return waits so long for a pause of the voice."""
 DRAIN_S = 5.0  # on top of it, the most that an identity's own stream may take to be heard
@@ -56,7 +56,7 @@ class TransportKind(StrEnum):
 
 
 class State(StrEnum):
-    """Where the ladder stands."""
+    """State of the policy."""
 
     NEW = "new"
     PROBING = "probing"  # nothing carries: whether the room can be reached is tried under another identity
@@ -191,7 +191,7 @@ class FailoverPolicy:
     def _go(self, to: State, reason: str) -> None:
         """The one place that changes the state."""
         before = self.rung
-        log.info("ladder", extra={"from": self.state.value, "to": to.value, "reason": reason})
+        log.info("failover policy", extra={"from": self.state.value, "to": to.value, "reason": reason})
         self.state, self.reason, self.since = to, reason, self._now
         if self.rung is TransportKind.NONE and before is not TransportKind.NONE:
             self._down_since = self._now

@@ -51,7 +51,7 @@ _ROOM_LATENCY_S = 0.3
 _WHIP_LATENCY_S = 0.4
 _SWALLOWED_S = 0.5
 """A reconnect of the SDK in which nothing came back for so long has swallowed what was said; in others only signalling moved."""
-_HUSH_S = 1.0
+_LISTENER_WAIT_S = 1.0
 """In a room that was just joined the voice waits so long for a viewer to subscribe to it."""
 _RETURN_S = 4.0
 """And so long where there were viewers before: after an SFU's restart viewers join again too, and need longer than the avatar."""
@@ -212,7 +212,7 @@ class FailoverPublisher:
             self.state.connected = False
             self.state.tracks = []
 
-    # --- what the ladder decides -------------------------------------------------------------------------------------
+    # --- what the policy decides -------------------------------------------------------------------------------------
 
     def _step(self, event: Event, reason: str = "") -> None:
         """Something happened."""
@@ -315,11 +315,11 @@ class FailoverPublisher:
             self._lost(self._policy.reason)
 
     def _settle(self) -> None:
-        """Makes true what the ladder's state says."""
+        """Applies the policy's state."""
         rung = self._policy.rung
         if rung is not self._rung:
             self._change(rung)
-        flows = rung is not TransportKind.NONE and not self._policy.holding and not self._hushed()
+        flows = rung is not TransportKind.NONE and not self._policy.holding and not self._waits_for_listener()
         self._playout.held = not flows
         if flows:
             self._flow.set()
@@ -328,13 +328,13 @@ class FailoverPublisher:
         healthy_s = _INGRESS_HEALTHY_S if self._options.ingress else HEALTHY_S
         self._transports.probe_if(self._policy.probing, healthy_s if self._settled.is_set() else 0.0)
 
-    def _hushed(self) -> bool:
-        """A person is in the room, or was, and cannot hear the avatar yet."""
+    def _waits_for_listener(self) -> bool:
+        """Whether audio waits, because a person is in the room, or was, and does not hear the avatar yet."""
         room = self._transports.room
         if self._rung is not TransportKind.LIVEKIT or room is None or room.state.subscribed:
             return False
-        patience_s = _RETURN_S if self._watched else _HUSH_S if room.state.viewers else 0.0
-        return self._clock.now() - self._transports.joined_at < patience_s
+        wait_s = _RETURN_S if self._watched else _LISTENER_WAIT_S if room.state.viewers else 0.0
+        return self._clock.now() - self._transports.joined_at < wait_s
 
     def _change(self, rung: TransportKind) -> None:
         begins = not self._settled.is_set()

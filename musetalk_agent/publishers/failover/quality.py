@@ -47,7 +47,7 @@ STEPS = (
 
 
 class Health(Enum):
-    """Of the way out. `GOOD`: a step up would fit."""
+    """Of the connection. `GOOD`: a step up would fit."""
 
     BAD = auto()
     FAIR = auto()
@@ -162,7 +162,7 @@ class QualityController:
         ADAPTATION_STEP.labels(str(self._adaptation.step)).dec()
 
     def _begin(self, sink: LiveKitPublisher | StreamSink | None, now: float) -> None:
-        """Another way out: nothing is known against it, and full quality is tried."""
+        """Another transport: nothing is known against it, and full quality is tried."""
         self._sink, self._since, self._looked_at = sink, now, now
         self._reading, self._frames, self._dropped = TransportStats(), 0, 0
         before, self._adaptation = self._adaptation.step, Adaptation(now)

@@ -250,7 +250,7 @@ class TransportManager:
         try:
             with sdk_errors(PublishFailed):
                 await room.open(self.latest, lambda reason: self._on_ended(room, reason))
-        except (PublishFailed, SdkError, TimeoutError) as error:  # the ladder has other transports
+        except (PublishFailed, SdkError, TimeoutError) as error:  # the policy has other transports
             self._pending = None
             if isinstance(error, PublishFailed):
                 self.error = error

@@ -157,7 +157,7 @@ class PartRecorder:
                 self._process.kill()
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
-        """Puts what the process makes into the log, until it ends; then says what became of the part."""
+        """Puts what the process makes into the log, until it ends; then reports how the part ended."""
         assert process.stdout is not None
         try:
             while True:

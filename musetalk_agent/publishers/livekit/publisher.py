@@ -207,7 +207,7 @@ class LiveKitPublisher:
             log.info("attribute not set", extra={"room": self._options.room, "error": str(error)})
 
     async def aclose(self) -> None:
-        """Leaves. Waits at most 1 s for a join under way and 5 s for the goodbye.
+        """Leaves. Waits at most 1 s for a join under way and 5 s for the leave.
 
         A join that takes longer cannot be called off; its room is left when it ends, in a minute or so.
         """

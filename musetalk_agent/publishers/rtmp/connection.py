@@ -139,7 +139,7 @@ class RtmpLink:
         return 0
 
     def finish(self) -> None:
-        """Says goodbye; best effort."""
+        """Sends FCUnpublish and deleteStream; best effort."""
         if self._socket is None or self.broken:
             return
         farewell = wire.command("FCUnpublish", 6, None, self._address.key)

@@ -1,4 +1,4 @@
-"""Whose mouth a dub changes, and when: everybody's, the largest face's of each shot, one person's, or those that speak.
+"""Chooses whose mouth a dub changes, and when: every face's, the largest face's of each shot, one person's, or those that speak.
 
 Who speaks in the footage is found as `measure-sync` finds a lag: a face's opening mouth is compared with the one that the footage's
 own sound asks for, near lag 0, over windows of three seconds. A mouth that follows the sound speaks. Of 3 s of real talkers (GRID),

@@ -18,7 +18,7 @@ TEXTS_PER_S = 1.0
 TEXTS_AT_ONCE = 5
 WARNINGS_PER_S = 0.2
 READING_MAX = 16
-"""Texts that may be on their way at once, from everybody."""
+"""Texts that may be read at the same time, of all users."""
 _KNOWN_S = 5.0
 """Longest wait for the news of a sender."""
 _OWN = ("avatar-ses_", "voice-ses_", "probe-ses_", "conversation-ses_")

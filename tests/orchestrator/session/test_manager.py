@@ -31,7 +31,7 @@ def own_tasks() -> set[str]:
         "watch-",
         "attend-",
         "serve-",
-        "goodbye-",
+        "late-stop-",
         "speech-",
         "audio-",
     )
