@@ -34,7 +34,7 @@ from orchestrator.public_tokens import PublicTokens
 from orchestrator.quotas import Quotas
 from orchestrator.recording.film_store import FilmStore, FolderStore
 from orchestrator.recording.films import Films
-from orchestrator.recording.room_egress import RoomEgress
+from orchestrator.recording.room_films import RoomEgress
 from orchestrator.recovery import make_store, surviving
 from orchestrator.render_orders import Renders
 from orchestrator.routes import (

@@ -35,16 +35,8 @@ def laid(frame: VideoFrame) -> VideoFrame:
     return replace(frame, i420=_over(frame, frame.alpha, frame.behind), alpha=None, behind=None)
 
 
-def on_black(frame: VideoFrame) -> Pixels:
-    """The planes of a frame with alpha on black, uint8 `[h·w·3/2]`: its colours times its alpha."""
-    luma = frame.width * frame.height
-    made = np.empty(luma * 3 // 2, np.uint8)
-    _on_black(frame, made[:luma], made[luma : luma * 5 // 4], made[luma * 5 // 4 :])
-    return made
-
-
-def _on_black(frame: VideoFrame, *into: Pixels) -> None:
-    """Writes the three planes of a frame with alpha on black, each one after the other."""
+def on_black(frame: VideoFrame, *into: Pixels) -> None:
+    """Writes the planes of a frame with alpha on black (its colours times its alpha), uint8, each into an array of its size."""
     assert frame.alpha is not None
     luma, quarter, half = (
         frame.width * frame.height,
@@ -97,7 +89,7 @@ def with_alpha_below(frame: VideoFrame) -> VideoFrame:
     made = np.empty(3 * luma, np.uint8)
     chroma = made[2 * luma :].reshape(2, 2, quarter)
     chroma[:, 1] = _CHROMA_ZERO
-    _on_black(frame, made[:luma], chroma[0, 0], chroma[1, 0])
+    on_black(frame, made[:luma], chroma[0, 0], chroma[1, 0])
     cv2.LUT(frame.alpha, _AS_LUMA, dst=made[luma : 2 * luma].reshape(frame.alpha.shape))
     return replace(frame, i420=made, height=2 * frame.height, alpha=None)
 

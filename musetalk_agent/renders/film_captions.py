@@ -1,13 +1,25 @@
-"""Captions of a film, as SRT and as WebVTT, of its words (`known_speech`)."""
+"""Captions of a film: as SRT and WebVTT files of its words (`known_speech`), or drawn into its frames as white letters with a dark
+edge at the bottom."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from types import TracebackType
 
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from musetalk_agent.media_types import Pixels, VideoFrame
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.renders import CAPTION_SUFFIXES
+from musetalk_agent.renders.film_parts import Colours, PartWriter
 from musetalk_agent.renders.known_speech import FilmWord
 
 _LINE, _LINES = 42, 2
@@ -94,3 +106,177 @@ def write_captions(shown: Sequence[FilmCaption], folder: Path) -> None:
 def _time(seconds: float, comma: str) -> str:
     ms = round(seconds * 1000)
     return f"{ms // 3_600_000:02d}:{ms // 60_000 % 60:02d}:{ms // 1000 % 60:02d}{comma}{ms % 1000:03d}"
+
+
+_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "Arial.ttf", "Arial Unicode.ttf")
+"""Looked for where fonts are installed, in this order; after them Pillow's own, which has the letters of English."""
+_HEIGHT, _LEAST_PX = 0.05, 12
+"""Of a letter, by the picture's height, and in pixels at least: the BBC's guide has a line of 1/15 of the height, of two."""
+_WIDEST = 0.92
+"""Of a line, by the picture's width: longer ones get smaller letters."""
+_BOTTOM = 0.06
+"""Free below the last line, by the picture's height: the safe area of EBU R 95."""
+_EDGE = 0.09
+"""Of the dark edge, by the letters' height."""
+Font = ImageFont.FreeTypeFont
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A caption on a picture: its first row, how much it covers there (0 … 1), and the share of white in that (0 … 1)."""
+
+    top: int
+    cover: NDArray[np.float32]
+    white: NDArray[np.float32]
+
+
+class BurnedCaptions:
+    """Draws a film's captions.
+
+    Args:
+        shown: in their order.
+        seconds: when a frame is shown, by its number.
+        colours: of the film's planes.
+        font: file of the letters' font; None for one that is installed.
+
+    Raises ProblemError `captions_unavailable`: no font here has all of their letters.
+    """
+
+    def __init__(
+        self, shown: Sequence[FilmCaption], seconds: Callable[[int], float], colours: Colours, font: Path | None = None
+    ) -> None:
+        self._shown, self._seconds = shown, seconds
+        self._begins = [each.begin for each in shown]
+        self._levels = (0, 255) if colours.range == 2 else (16, 235)
+        letters = font_for({letter for each in shown for line in each.lines for letter in line}, font)
+        self._drawn = lru_cache(maxsize=4)(lambda lines, width, height: _draw(lines, width, height, letters))
+
+    def on(self, frame: VideoFrame, number: int) -> VideoFrame:
+        """Frame `number` of the film with the caption that is shown then. Blocks."""
+        at = self._seconds(number)
+        found = bisect_right(self._begins, at) - 1
+        if found < 0 or at >= self._shown[found].end:
+            return frame
+        drawn = self._drawn(self._shown[found].lines, frame.width, frame.height)
+        return _laid(frame, drawn, *self._levels)
+
+
+class CaptionedPart:
+    """A part of a film that gets its captions as it is written. `first` is the number of its first frame."""
+
+    def __init__(self, part: PartWriter, captions: BurnedCaptions, first: int) -> None:
+        self._part, self._captions, self._next = part, captions, first
+
+    def __enter__(self) -> CaptionedPart:
+        self._part.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._part.__exit__(kind, error, trace)
+
+    def write(self, frame: VideoFrame) -> None:
+        """See `PartWriter.write`."""
+        self._part.write(self._captions.on(frame, self._next))
+        self._next += 1
+
+
+def font_for(letters: set[str], chosen: Path | None = None) -> Font:
+    """A font that has all letters: the one in the file `chosen`, else the first of those that are installed, else Pillow's.
+
+    Raises ProblemError `captions_unavailable` where none has, or the file is no font.
+    """
+    lacking = ""
+    for font in _fonts(chosen):
+        lacking = _lacking(font, letters)
+        if not lacking:
+            return font
+    raise ProblemError(
+        ErrorCode.CAPTIONS_UNAVAILABLE,
+        f"No font here has the letter {lacking!r} of the captions; set CAPTION_FONT to the file of one that has, or leave "
+        "burn_captions out.",
+        value=lacking,
+    )
+
+
+def _fonts(chosen: Path | None) -> Iterator[Font]:
+    if chosen is not None:
+        try:
+            yield ImageFont.truetype(chosen, 32)
+        except OSError as error:
+            raise ProblemError(
+                ErrorCode.CAPTIONS_UNAVAILABLE,
+                f"CAPTION_FONT: {chosen} is no font that can be read.",
+                value=str(chosen),
+            ) from error
+        return
+    for name in _FONTS:
+        try:
+            yield ImageFont.truetype(name, 32)
+        except OSError:
+            continue
+    own = ImageFont.load_default(32)
+    if isinstance(own, ImageFont.FreeTypeFont):  # else Pillow was built without FreeType
+        yield own
+
+
+def _lacking(font: Font, letters: set[str]) -> str:
+    """A letter that the font shows as it shows those that no font has; empty for none."""
+    unknown = bytes(font.getmask("\U0010ffff"))
+    for letter in sorted(letters):
+        if letter.strip() and bytes(font.getmask(letter)) == unknown:
+            return letter
+    return ""
+
+
+def _draw(lines: tuple[str, ...], width: int, height: int, font: Font) -> _Drawn:
+    text = "\n".join(lines)
+    size = max(_LEAST_PX, round(_HEIGHT * height))
+    while True:
+        sized, edge = font.font_variant(size=size), max(1, round(_EDGE * size))
+        left, top, right, bottom = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox(
+            (0, 0), text, sized, align="center", stroke_width=edge
+        )
+        if right - left <= _WIDEST * width or size <= _LEAST_PX:
+            break
+        size = max(_LEAST_PX, min(size - 1, int(size * _WIDEST * width / (right - left))))
+    rows = int(bottom - top) + 2 & ~1
+    first = max(0, round(height * (1 - _BOTTOM)) - rows) & ~1
+    rows = min(rows, height - first)
+    place = (width - (right - left)) / 2 - left, -top
+    cover, white = (_ink(text, sized, place, (width, rows), stroke_width=stroke) for stroke in (edge, 0))
+    return _Drawn(first, cover, np.minimum(white, cover))
+
+
+def _ink(
+    text: str, font: Font, place: tuple[float, float], size: tuple[int, int], stroke_width: int
+) -> NDArray[np.float32]:
+    image = Image.new("L", size)
+    ImageDraw.Draw(image).multiline_text(place, text, 255, font, align="center", stroke_width=stroke_width)
+    return np.asarray(image, np.float32) / np.float32(255)
+
+
+def _laid(frame: VideoFrame, drawn: _Drawn, black: int, white: int) -> VideoFrame:
+    """The frame with a caption over it, alpha and all. The planes are copied."""
+    height, width = frame.height, frame.width
+    planes = frame.i420.copy()
+    luma = planes[: height * width].reshape(height, width)
+    rows = slice(drawn.top, drawn.top + len(drawn.cover))
+    ink = black * (drawn.cover - drawn.white) + white * drawn.white
+    luma[rows] = _over(luma[rows], drawn.cover, ink)
+    half = np.asarray(
+        cv2.resize(drawn.cover, (width // 2, len(drawn.cover) // 2), interpolation=cv2.INTER_AREA), np.float32
+    )
+    for chroma in planes[height * width :].reshape(2, height // 2, width // 2):
+        part = chroma[drawn.top // 2 : drawn.top // 2 + len(half)]
+        part[:] = _over(part, half, 128 * half)
+    alpha = frame.alpha
+    if alpha is not None:
+        alpha = alpha.copy()
+        alpha[rows] = _over(alpha[rows], drawn.cover, 255 * drawn.cover)
+    return replace(frame, i420=planes, alpha=alpha)
+
+
+def _over(below: Pixels, cover: NDArray[np.float32], ink: NDArray[np.float32]) -> Pixels:
+    return np.asarray(np.rint(below * (1 - cover) + ink), np.uint8)

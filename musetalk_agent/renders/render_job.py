@@ -35,12 +35,18 @@ from musetalk_agent.protocol.renders import (
     RenderPlan,
     RenderState,
 )
-from musetalk_agent.renders.burned_captions import BurnedCaptions, CaptionedPart, font_for
 from musetalk_agent.renders.dub.dub_job import DubJob
 from musetalk_agent.renders.dub.footage_scan import FootageScan
 from musetalk_agent.renders.fetching import SOUND, fetch_file
 from musetalk_agent.renders.film_actions import film_actions, mark_times, open_clips, plan_actions
-from musetalk_agent.renders.film_captions import FilmCaption, captions, write_captions
+from musetalk_agent.renders.film_captions import (
+    BurnedCaptions,
+    CaptionedPart,
+    FilmCaption,
+    captions,
+    font_for,
+    write_captions,
+)
 from musetalk_agent.renders.film_parts import STUDIO_601, FilmClock, PartWriter, join, part_writer
 from musetalk_agent.renders.known_speech import film_cues, film_words, find_transcript, lips_meet, word_timing
 from musetalk_agent.renders.part_making import RenderStopped, make_parts, runs, stretch_of

@@ -17,8 +17,7 @@ from orchestrator.metrics import Metrics
 from orchestrator.recording.film_collector import FilmCollector
 from orchestrator.recording.film_store import FilmIndex, FilmOf, FilmStore, StoreFailed, is_name
 from orchestrator.recording.growing_film import GrowingFilm
-from orchestrator.recording.room_egress import RoomEgress
-from orchestrator.recording.room_films import RoomFilms
+from orchestrator.recording.room_films import RoomEgress, RoomFilms
 
 READY = "recording.ready"
 """Event: a film has stopped growing, and all of it can be read."""

@@ -18,7 +18,7 @@ def _counted() -> list[Figure]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from musetalk_agent.engines.musetalk.fused_network import fused
-    from musetalk_agent.measure.traffic import elementwise_bytes
+    from tests.bench.traffic import elementwise_bytes
     from tests.musetalk_agent.engines.musetalk.models import network_on_meta
 
     network, inputs = network_on_meta()

@@ -2,7 +2,7 @@
 
 Four things are saved. A convolution's bias is not added to its result but where that is read next. Group norm and SiLU read twice
 and write once. The sum at the end of a residual layer takes the moments of the next norm along. Tokens of a transformer are
-the picture's own memory, so nothing is transposed. `measure.traffic` counts what is left.
+the picture's own memory, so nothing is transposed. `tests/bench/traffic.py` counts what is left.
 """
 
 from __future__ import annotations

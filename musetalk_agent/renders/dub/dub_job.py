@@ -39,7 +39,6 @@ from musetalk_agent.judge.lips import Heard
 from musetalk_agent.media_types import FEATURE_RATE, Cue, Pcm
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.renders import RenderPlan, RenderRequest
-from musetalk_agent.renders.burned_captions import BurnedCaptions, CaptionedPart
 from musetalk_agent.renders.dub import background, speakers
 from musetalk_agent.renders.dub.dub_frames import Actor, Decided, dub_frames, heard_stretch
 from musetalk_agent.renders.dub.footage import Footage, FootageFrame, footage_limits
@@ -47,6 +46,7 @@ from musetalk_agent.renders.dub.footage_scan import LOOK_FILE, MESHES_FILE, Foot
 from musetalk_agent.renders.dub.scanning import look_at
 from musetalk_agent.renders.dub.takes import Take, takes_of, write_clips
 from musetalk_agent.renders.fetching import STEM, VIDEO, Source, fetch_file
+from musetalk_agent.renders.film_captions import BurnedCaptions, CaptionedPart
 from musetalk_agent.renders.film_parts import PartWriter, part_writer
 from musetalk_agent.renders.part_making import LOOK_FRAMES, RenderStopped, make_parts, runs, stretch_of
 from musetalk_agent.renders.sounds import FeatureSound, Sound

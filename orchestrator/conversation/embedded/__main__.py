@@ -22,7 +22,6 @@ from orchestrator import worker_pipe
 Announce = Callable[[int], object]
 """Sends the service the port."""
 LANGUAGE_MODEL = "smollm2-135m-instruct"
-SPEECH_MODEL = "whisper-tiny.en"
 _CONTEXT_TOKENS = 2048
 """What SmolLM2 was trained with."""
 _UPLOAD_BYTES = 16 << 20

@@ -14,9 +14,8 @@ from pydantic import ValidationError
 from musetalk_agent.media_types import VideoFrame
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.renders import RenderFormat, RenderRequest, RenderState
-from musetalk_agent.renders import burned_captions
-from musetalk_agent.renders.burned_captions import BurnedCaptions, font_for
-from musetalk_agent.renders.film_captions import FilmCaption
+from musetalk_agent.renders import film_captions
+from musetalk_agent.renders.film_captions import BurnedCaptions, FilmCaption, font_for
 from musetalk_agent.renders.film_parts import STUDIO_601, Colours
 from musetalk_agent.renders.job_list import JobsWrong, read_jobs
 from musetalk_agent.renders.known_speech import WORDS_FILE
@@ -85,7 +84,7 @@ def test_letters_over_nothing_are_seen_too() -> None:
 
 
 def test_a_letter_that_no_font_has_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(burned_captions, "_FONTS", ())
+    monkeypatch.setattr(film_captions, "_FONTS", ())
     assert font_for({"a", "?", " "}).getname()
     with pytest.raises(ProblemError, match=r"'漢'.*CAPTION_FONT") as refused:
         drawer(FilmCaption(("a 漢",), 0.0, 1.0))
@@ -141,7 +140,7 @@ async def test_a_render_whose_words_are_not_known_fails_in_place_of_a_film_witho
 async def test_a_letter_without_a_font_fails_before_a_frame_is_made(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(burned_captions, "_FONTS", ())
+    monkeypatch.setattr(film_captions, "_FONTS", ())
     render_id = bench.order(bursts(1), burn_captions=True)
     (bench.folder.path(render_id) / WORDS_FILE).write_text(json.dumps([["漢字", 0.0, 1.0]]))
     end = await bench.make(render_id)

@@ -16,8 +16,8 @@ from musetalk_agent.checks import Check, exit_code, next_command
 from musetalk_agent.engines.musetalk.card_facts import CardFacts, Driver
 from musetalk_agent.publishers.livekit import detached_connect
 from musetalk_agent.tools import doctor, doctor_machine
+from musetalk_agent.tools.doctor import LiveKitAddress, check_livekit
 from musetalk_agent.tools.doctor_machine import DoctorMachine, check_card, check_engine, check_musetalk, check_weights
-from musetalk_agent.tools.doctor_room import LiveKitAddress, check_livekit
 from musetalk_agent.weights import Manifest, ModelStore
 from musetalk_tools.livekit_server import LiveKitAccess
 from musetalk_tools.processes import free_port

@@ -16,7 +16,7 @@ with late_imports("torch", "diffusers"):
     from musetalk_agent.engines.musetalk.fused_network import FusedDecoder, FusedUNet, fused
     from musetalk_agent.engines.musetalk.loading import load_taesd, load_unet, load_vae
     from musetalk_agent.engines.musetalk.network import FoldedUNet, Network, PatchDecoder, TinyDecoder
-    from musetalk_agent.measure.traffic import elementwise_bytes
+    from tests.bench.traffic import elementwise_bytes
     from tests.musetalk_agent.engines.musetalk.models import CPU, inputs, network_on_meta, plain
     from tests.reference.network import position_table
 
