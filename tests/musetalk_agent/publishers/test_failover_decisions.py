@@ -14,7 +14,7 @@ from musetalk_agent.media.segment import ROOM_RATE, Caption
 from musetalk_agent.media_types import Pcm, VideoFrame
 from musetalk_agent.protocol.http import PublisherMode
 from musetalk_agent.protocol.problems import ErrorCode
-from tests.musetalk_agent.publishers.fake_ways import ADDRESS, BLOCK, FIRST, World, world
+from tests.musetalk_agent.publishers.fake_transports import ADDRESS, BLOCK, FIRST, World, world
 from tests.waiting import NEVER_S, turns
 
 __all__ = ["world"]

@@ -12,7 +12,7 @@ from musetalk_agent.publishers.base import MediaTaps
 from musetalk_agent.publishers.failover.quality import STEPS, QualityController
 from musetalk_agent.publishers.livekit.stats import TransportStats
 from musetalk_agent.publishers.stream.sink import StreamOptions
-from tests.musetalk_agent.publishers.fake_ways import ADDRESS, FIRST, FakeRoom, FakeStream, World, world
+from tests.musetalk_agent.publishers.fake_transports import ADDRESS, FIRST, FakeRoom, FakeStream, World, world
 
 __all__ = ["world"]
 

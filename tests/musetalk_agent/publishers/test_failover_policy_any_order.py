@@ -18,7 +18,7 @@ from musetalk_agent.publishers.failover.policy import (
     State,
     TransportKind,
 )
-from tests.musetalk_agent.publishers.ladder_stand import ALONE, BESIDE, INGRESS, PLAIN, TICK_S, Stand
+from tests.musetalk_agent.publishers.policy_stand import ALONE, BESIDE, INGRESS, PLAIN, TICK_S, Stand
 
 
 @dataclass

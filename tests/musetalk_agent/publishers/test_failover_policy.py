@@ -7,7 +7,7 @@ import pytest
 from musetalk_agent.protocol.http import PublisherMode as Mode
 from musetalk_agent.publishers.failover import policy as w
 from musetalk_agent.publishers.failover.policy import Action, AvailableTransports, Event, State, TransportKind
-from tests.musetalk_agent.publishers.ladder_stand import ALONE, BESIDE, INGRESS, PLAIN, TICK_S, Stand, begun, reach
+from tests.musetalk_agent.publishers.policy_stand import ALONE, BESIDE, INGRESS, PLAIN, TICK_S, Stand, begun, reach
 
 S, E, A = State, Event, Action
 TABLE: list[tuple[State, AvailableTransports, Event, State, list[Action]]] = [
@@ -279,7 +279,7 @@ def test_a_late_join_is_left_while_the_room_is_not_trusted() -> None:
         pytest.param(reach(S.SETTLING, PLAIN), Mode.RTMP, [A.LEAVE_ROOM], S.RTMP, id="it stays"),
     ],
 )  # fmt: skip
-def test_a_mode_that_forbids_where_the_ladder_stands_or_goes(
+def test_a_mode_that_forbids_where_the_policy_is_or_goes(
     made: Stand, mode: Mode, acts: list[Action], then: State
 ) -> None:
     assert (made.mode(mode), made.state) == (acts, then)

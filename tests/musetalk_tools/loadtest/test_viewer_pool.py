@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import psutil
 import pytest
 
-from musetalk_tools.loadtest import viewer_pool as crowd_module
+from musetalk_tools.loadtest import viewer_pool as pool_module
 from musetalk_tools.loadtest.viewer_messages import (
     Joined,
     JoinViewer,
@@ -64,38 +64,38 @@ class Watched:
 
 
 @asynccontextmanager
-async def crowded(monkeypatch: pytest.MonkeyPatch, script: str = STAND_IN) -> AsyncIterator[ViewerPool]:
-    monkeypatch.setattr(crowd_module, "COMMAND", (sys.executable, "-S", "-E", "-c", script))
-    crowd = ViewerPool()
+async def pool_of(monkeypatch: pytest.MonkeyPatch, script: str = STAND_IN) -> AsyncIterator[ViewerPool]:
+    monkeypatch.setattr(pool_module, "COMMAND", (sys.executable, "-S", "-E", "-c", script))
+    pool = ViewerPool()
     try:
         async with asyncio.timeout(NEVER_S):
-            yield crowd
+            yield pool
     finally:
-        await crowd.aclose()
-        assert all(not psutil.pid_exists(pid) for pid in pids(crowd))
+        await pool.aclose()
+        assert all(not psutil.pid_exists(pid) for pid in pids(pool))
 
 
-def pids(crowd: ViewerPool) -> list[int]:
-    return [each._process.pid for each in crowd._processes if each._process is not None]
+def pids(pool: ViewerPool) -> list[int]:
+    return [each._process.pid for each in pool._processes if each._process is not None]
 
 
 async def test_four_viewers_share_a_process_and_the_fifth_has_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with crowded(monkeypatch) as crowd:
+    async with pool_of(monkeypatch) as pool:
         watched = [Watched(str(n)) for n in range(ROOMS_PER_PROCESS + 1)]
-        await asyncio.gather(*(crowd.join(each.watch, "ws://x", "ok") for each in watched))
-        assert len(pids(crowd)) == 2
-        left = await crowd.leave(watched[0].watch)
+        await asyncio.gather(*(pool.join(each.watch, "ws://x", "ok") for each in watched))
+        assert len(pids(pool)) == 2
+        left = await pool.leave(watched[0].watch)
         assert (left.name, left.packets_received, left.packets_lost, left.concealed_s) == ("0", 7, 1, 0.5)
-        await crowd.join(Watched("6").watch, "ws://x", "ok")
-        assert len(pids(crowd)) == 2, "the second one has room"
-        assert await crowd.leave(Watched("nobody").watch) == Left(name="nobody")
+        await pool.join(Watched("6").watch, "ws://x", "ok")
+        assert len(pids(pool)) == 2, "the second one has room"
+        assert await pool.leave(Watched("nobody").watch) == Left(name="nobody")
 
 
 async def test_what_a_viewer_sees_reaches_its_own_watch_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with crowded(monkeypatch) as crowd:
+    async with pool_of(monkeypatch) as pool:
         first, second = Watched("a"), Watched("b")
-        await crowd.join(first.watch, "ws://x", "talks")
-        await crowd.join(second.watch, "ws://x", "ok")
+        await pool.join(first.watch, "ws://x", "talks")
+        await pool.join(second.watch, "ws://x", "ok")
         await until(lambda: first.seen)
         assert first.seen == [Seen(name="a", frames=[1.0, 1.04], onsets=[2.5])] and second.seen == []
 
@@ -103,12 +103,12 @@ async def test_what_a_viewer_sees_reaches_its_own_watch_only(monkeypatch: pytest
 async def test_a_room_that_cannot_be_joined_is_reported_and_its_neighbours_stay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with crowded(monkeypatch) as crowd:
+    async with pool_of(monkeypatch) as pool:
         good, bad = Watched("a"), Watched("b")
-        await crowd.join(good.watch, "ws://x", "ok")
+        await pool.join(good.watch, "ws://x", "ok")
         with pytest.raises(ViewerLost, match="could not join: no such room"):
-            await crowd.join(bad.watch, "ws://x", "refused")
-        assert good.links == [] and (await crowd.leave(good.watch)).packets_received == 7
+            await pool.join(bad.watch, "ws://x", "refused")
+        assert good.links == [] and (await pool.leave(good.watch)).packets_received == 7
 
 
 @pytest.mark.parametrize(
@@ -118,49 +118,49 @@ async def test_a_room_that_cannot_be_joined_is_reported_and_its_neighbours_stay(
 async def test_a_process_that_is_gone_loses_all_its_viewers_and_takes_no_more(
     does: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with crowded(monkeypatch) as crowd:
+    async with pool_of(monkeypatch) as pool:
         there, fatal = Watched("a"), Watched("b")
-        await crowd.join(there.watch, "ws://x", "ok")
+        await pool.join(there.watch, "ws://x", "ok")
         with pytest.raises(ViewerLost, match=why):
-            await crowd.join(fatal.watch, "ws://x", does)
+            await pool.join(fatal.watch, "ws://x", does)
         assert there.links == [Link(name="a", state="disconnected", reason=why)]
-        assert await crowd.leave(there.watch) == Left(name="a"), "counts of zero, at once"
+        assert await pool.leave(there.watch) == Left(name="a"), "counts of zero, at once"
         later = Watched("c")
-        await crowd.join(later.watch, "ws://x", "ok")
-        assert len(pids(crowd)) == 2 and later.links == []
+        await pool.join(later.watch, "ws://x", "ok")
+        assert len(pids(pool)) == 2 and later.links == []
 
 
 async def test_one_that_ends_before_it_says_hello(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with crowded(monkeypatch, "import sys; sys.exit(1)") as crowd:
+    async with pool_of(monkeypatch, "import sys; sys.exit(1)") as pool:
         with pytest.raises(ViewerLost, match="the viewers' process ended"):
-            await crowd.join(Watched("a").watch, "ws://x", "ok")
+            await pool.join(Watched("a").watch, "ws://x", "ok")
 
 
 async def test_one_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with crowded(monkeypatch) as crowd:
-        monkeypatch.setattr(crowd_module, "COMMAND", ("/nowhere/python",))
+    async with pool_of(monkeypatch) as pool:
+        monkeypatch.setattr(pool_module, "COMMAND", ("/nowhere/python",))
         watched = Watched("a")
         with pytest.raises(ViewerLost, match="cannot be started: No such file"):
-            await crowd.join(watched.watch, "ws://x", "ok")
-        assert await crowd.leave(watched.watch) == Left(name="a")
+            await pool.join(watched.watch, "ws://x", "ok")
+        assert await pool.leave(watched.watch) == Left(name="a")
 
 
 async def test_a_viewer_that_never_joins_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with crowded(monkeypatch) as crowd:
-        await crowd.join(Watched("a").watch, "ws://x", "ok")  # the process is there, however slow the machine
-        monkeypatch.setattr(crowd_module, "_HELLO_S", 0.0)
-        monkeypatch.setattr(crowd_module, "_JOIN_S", 0.05)
+    async with pool_of(monkeypatch) as pool:
+        await pool.join(Watched("a").watch, "ws://x", "ok")  # the process is there, however slow the machine
+        monkeypatch.setattr(pool_module, "_HELLO_S", 0.0)
+        monkeypatch.setattr(pool_module, "_JOIN_S", 0.05)
         with pytest.raises(ViewerLost, match="not in the room in time"):
-            await crowd.join(Watched("b").watch, "ws://x", "silent")
+            await pool.join(Watched("b").watch, "ws://x", "silent")
 
 
 async def test_no_key_of_the_deployment_reaches_a_viewers_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORCHESTRATOR_API_KEY", "k")
     monkeypatch.setenv("LIVEKIT_API_SECRET", "s")
     monkeypatch.setenv("HARMLESS", "h")
-    async with crowded(monkeypatch) as crowd:
+    async with pool_of(monkeypatch) as pool:
         watched = Watched("a")
-        await crowd.join(watched.watch, "ws://x", "environment")
+        await pool.join(watched.watch, "ws://x", "environment")
         await until(lambda: watched.links)
         names = watched.links[0].reason.split()
         assert "HARMLESS" in names and not any(name.endswith(("_KEY", "_SECRET")) for name in names)
@@ -168,10 +168,10 @@ async def test_no_key_of_the_deployment_reaches_a_viewers_process(monkeypatch: p
 
 async def test_closing_kills_one_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     hangs = STAND_IN + "\nimport time\nwhile True: time.sleep(60)\n"
-    monkeypatch.setattr(crowd_module, "_EXIT_S", 0.05)
-    async with crowded(monkeypatch, hangs) as crowd:
-        await crowd.join(Watched("a").watch, "ws://x", "ok")
-        (pid,) = pids(crowd)
+    monkeypatch.setattr(pool_module, "_EXIT_S", 0.05)
+    async with pool_of(monkeypatch, hangs) as pool:
+        await pool.join(Watched("a").watch, "ws://x", "ok")
+        (pid,) = pids(pool)
         assert os.getpgid(pid) == pid, "a group of its own: Ctrl-C is for the load generator"
 
 
