@@ -243,7 +243,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
     rooms, minter = Rooms(settings.livekit), TokenMinter(settings.livekit, lambda: store.deployment_id)
     own_voices = StandbyVoices(VoiceWorker(metrics), minter, rooms, metrics, settings.voice_standby)
     ingresses = Ingresses(settings.livekit, settings.livekit_ingress, lambda: store.deployment_id)
-    ledger = SessionJournal(store, settings.livekit.api_secret, settings.public_url, metrics)
+    journal = SessionJournal(store, settings.livekit.api_secret, settings.public_url, metrics)
     tools = ToolCalls(
         lambda each: tool_caller(settings, sessions, each), bus, metrics, allow_private=settings.allow_private_urls
     )
@@ -259,7 +259,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         minter=minter,
         metrics=metrics,
         events=bus,
-        ledger=ledger,
+        journal=journal,
         ingresses=ingresses,
         conversations=conversations,
         public_tokens=public_tokens,
@@ -277,7 +277,7 @@ def _assemble(settings: Settings, access: Access, metrics: Metrics, voices: Voic
         access=access,
         metrics=metrics,
         events=bus,
-        ledger=ledger,
+        journal=journal,
         webhooks=webhooks,
         minter=minter,
         rooms=rooms,

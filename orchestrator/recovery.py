@@ -55,12 +55,12 @@ async def surviving(context: Context) -> AsyncIterator[None]:
 
     Raises StoreError when the store cannot be opened.
     """
-    ledger, sessions = context.ledger, context.sessions
-    await ledger.open(sessions.hand_over)
-    context.events.listen(lambda event: ledger.note(event.session_id))
-    adoption = SessionTakeover(sessions, ledger, context.metrics)
+    journal, sessions = context.journal, context.sessions
+    await journal.open(sessions.hand_over)
+    context.events.listen(lambda event: journal.note(event.session_id))
+    adoption = SessionTakeover(sessions, journal, context.metrics)
     reaper = Reaper(
-        ledger.store,
+        journal.store,
         context.rooms,
         context.ingresses,
         lambda: {session.session_id for session in sessions.registry.running()},
@@ -71,8 +71,8 @@ async def surviving(context: Context) -> AsyncIterator[None]:
         return asyncio.create_task(supervise(name, run, context.metrics), name=name)
 
     writing = [
-        loop("leases", ledger.keep_leases),
-        loop("records", ledger.write_behind),
+        loop("leases", journal.keep_leases),
+        loop("records", journal.write_behind),
         loop("films", context.films.expire),
     ]
     looking: list[asyncio.Task[None]] = []
@@ -85,9 +85,9 @@ async def surviving(context: Context) -> AsyncIterator[None]:
             ("adoption and reaper", partial(_end, looking)),
             ("starts", context.starts.aclose),
             ("sessions", sessions.aclose),
-            ("records", ledger.flush),
+            ("records", journal.flush),
             ("leases", partial(_end, writing)),
-            ("store", ledger.store.aclose),
+            ("store", journal.store.aclose),
             within_s=CLOSE_S,
         )
 
@@ -109,9 +109,9 @@ _log = logging.getLogger(__name__)
 class SessionTakeover:
     """Looks at the store: once where it is not shared, else every second."""
 
-    def __init__(self, sessions: SessionManager, ledger: SessionJournal, metrics: Metrics) -> None:
+    def __init__(self, sessions: SessionManager, journal: SessionJournal, metrics: Metrics) -> None:
         self._sessions = sessions
-        self._ledger = ledger
+        self._journal = journal
         self._metrics = metrics
         self._vacant: dict[str, float] = {}
         self._again = False
@@ -129,7 +129,7 @@ class SessionTakeover:
 
     async def run(self) -> None:
         """Looks on until it is cancelled, or there is no use in it."""
-        while self._ledger.store.shared or self._ledger.failing or self._again:
+        while self._journal.store.shared or self._journal.failing or self._again:
             await asyncio.sleep(LOOK_EVERY_S)
             await self._look()
             self._again = False
@@ -137,7 +137,7 @@ class SessionTakeover:
     async def _look(self) -> list[ManagedSession]:
         """Takes every session that is free. One that cannot be taken is logged, and the others are looked at all the same."""
         adopted: list[ManagedSession] = []
-        store = self._ledger.store
+        store = self._journal.store
         try:
             running = [record for record in await store.sessions() if not record.ended]
             holders = await store.holders([record.session_id for record in running])
@@ -146,7 +146,7 @@ class SessionTakeover:
                 if taken is not None:
                     adopted.append(taken)
         except StoreError as error:
-            self._ledger.failed(error)
+            self._journal.failed(error)
             self._vacant.clear()
             return adopted
         known = {record.session_id for record in running}
@@ -167,7 +167,7 @@ class SessionTakeover:
 
     async def _may_take(self, record: StoredSession, holder: str | None) -> StoredSession | None:
         """The record as it is now, when the session is free, and now this process's."""
-        session_id, store = record.session_id, self._ledger.store
+        session_id, store = record.session_id, self._journal.store
         if self._here(session_id):
             return None
         if holder is not None:
@@ -176,14 +176,14 @@ class SessionTakeover:
         since = self._vacant.setdefault(session_id, time.monotonic())
         if store.shared and record.owner and time.monotonic() - since < LEASE_GRACE_S:
             return None
-        if not await store.claim(session_id, self._ledger.owner, LEASE_S):
+        if not await store.claim(session_id, self._journal.owner, LEASE_S):
             return None
         # Until the lease was ours another one may have had the session: moved it, ended it, given it back.
         fresh = await store.load(session_id)
         if fresh is not None and not fresh.ended and not self._here(session_id):
             return fresh
         if not self._sessions.registry.holds(session_id):
-            await store.release(session_id, self._ledger.owner)
+            await store.release(session_id, self._journal.owner)
         return None
 
     def _here(self, session_id: str) -> bool:

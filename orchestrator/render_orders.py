@@ -160,7 +160,7 @@ class Renders:
         return await _disk(_view, self.folder, order)
 
     async def find(self, render_id: str) -> RenderOrder | None:
-        """An order; None for an id that is none, too."""
+        """An order; None for an unknown or malformed id."""
         try:
             return await _disk(self.folder.order, render_id)
         except ValueError:

@@ -18,7 +18,7 @@ def open_bucket(url: str) -> S3Store:
     """The bucket at `s3://BUCKET` or `s3://BUCKET/FOLDER`; nothing is called yet.
 
     Keys, region and endpoint are the environment's (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`,
-    `AWS_ENDPOINT_URL`), or the machine's role. Raises ValueError for an address that is none.
+    `AWS_ENDPOINT_URL`), or the machine's role. Raises ValueError for an invalid address.
     """
     options: dict[str, Any] = {
         "client_options": {"timeout": f"{_ANSWER_S}s", "connect_timeout": f"{_CONNECT_S}s", "allow_http": True},

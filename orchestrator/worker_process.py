@@ -107,7 +107,7 @@ class WorkerLink:
         """Takes the worker's reports until it is lost; their payloads are dropped.
 
         Args:
-            validate: makes a report of a header; raises ValueError for what is none.
+            validate: makes a report of a header; raises ValueError for an invalid one.
             take: is called with each.
             hello_s, silence_s: longest wait for the first report, and for each after it.
 

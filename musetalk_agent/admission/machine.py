@@ -130,7 +130,7 @@ def _text(path: Path) -> str | None:
 
 
 def _number(text: str | None) -> int | None:
-    """None for "max", for nothing, and for what is no number."""
+    """None for "max", an empty text, and a text that is not a number."""
     try:
         return int(text or "")
     except ValueError:

@@ -34,7 +34,7 @@ def background_choice(text: str) -> BackgroundChoice:
 
 
 def _checked(value: object) -> str:
-    """Raises ValueError for what is none."""
+    """The value, checked. Raises ValueError for an invalid one."""
     text = value if isinstance(value, str) else ""
     if text in _WORDS:
         return text

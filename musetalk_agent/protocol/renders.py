@@ -322,7 +322,7 @@ class RenderFolder:
             self._sharing.publish()
 
     def path(self, render_id: str) -> Path:
-        """The folder of one render. Raises ValueError for what is no id: it comes from strangers."""
+        """The folder of one render. Raises ValueError for an invalid id: ids come from strangers."""
         if not RENDER_ID.fullmatch(render_id):
             raise ValueError(f"{render_id[:64]!r} is no id of a render")
         return self.root / render_id

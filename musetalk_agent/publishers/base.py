@@ -59,10 +59,10 @@ class Publisher(Protocol):
         ...
 
     async def push_audio(self, block: Pcm) -> None:
-        """Hands over int16 mono samples at `sync.segment.ROOM_RATE`, a multiple of 10 ms; waits while the sink's queue is full.
+        """Hands over int16 mono samples at `media.segment.ROOM_RATE`, a multiple of 10 ms; waits while the sink's queue is full.
 
-        Only one call at a time. Must not be cancelled while it waits. A block that waits and was not handed to the sink when the
-        audio is cleared or rewound is dropped: it comes again, or is not wanted.
+        Only one call at a time. Must not be cancelled while it waits. A block that still waits when audio is cleared or
+        rewound is discarded; after a rewind it is pushed again.
         """
         ...
 

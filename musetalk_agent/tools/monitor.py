@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def take_snapshot(http: httpx.Client) -> Snapshot:
-    """Looks once. Raises `AgentUnreachable`; httpx's errors for an address that is none."""
+    """Looks once. Raises `AgentUnreachable`; httpx's errors for an invalid address."""
     at = time.monotonic()
     debug = _get(http, "/debug")
     try:

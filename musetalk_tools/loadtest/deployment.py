@@ -153,7 +153,7 @@ async def counters(deployment: Deployment) -> Samples | CallError:
 
 
 def samples(text: str) -> Samples:
-    """Counters, sums and counts of a Prometheus text, by name and labels; nothing of a text that is none."""
+    """Counters, sums and counts of a Prometheus text, by name and labels; empty for any other text."""
     found: Samples = {}
     try:
         for family in text_string_to_metric_families(text):

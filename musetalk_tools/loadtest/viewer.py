@@ -182,7 +182,7 @@ class Viewers:
             self._out.write(line(message))
 
     def take(self, text: bytes) -> None:
-        """Carries out one order. Raises ValidationError for what is none."""
+        """Carries out one command. Raises ValidationError for an invalid one."""
         said = viewer_commands.validate_json(text)
         if isinstance(said, JoinViewer):
             viewer = self._viewers[said.name] = Viewer(said, self.report)

@@ -312,7 +312,7 @@ class AgentClient:
 
 
 def _entries(waiting: bytearray) -> Iterator[tuple[int, FilmEntry, bytes]]:
-    """Takes the whole entries out of `waiting`. Raises AgentFailed for what is none."""
+    """Takes the whole entries out of `waiting`. Raises AgentFailed for an invalid one."""
     while len(waiting) >= FILM_ENTRY.size:
         number, kind, size = FILM_ENTRY.unpack_from(waiting)
         if kind not in tuple(FilmEntry) or size > MAX_FRAGMENT:

@@ -41,7 +41,7 @@ class AvatarBucket:
         url: as in `open_bucket`.
         folder: where the copies are.
 
-    Raises ValueError for an address that is none.
+    Raises ValueError for an invalid address.
     """
 
     def __init__(self, url: str, folder: AvatarFolder) -> None:

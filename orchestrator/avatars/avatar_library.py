@@ -100,7 +100,7 @@ class Avatars:
     # --- what there is
 
     async def find(self, avatar_id: str) -> AvatarRecord | None:
-        """An avatar; None for an id that is none."""
+        """An avatar; None for an unknown id."""
         return await _disk(self._folder.read, avatar_id)
 
     async def clip_names(self, avatar_id: str | None) -> tuple[str, ...]:
@@ -218,7 +218,7 @@ class Avatars:
     ) -> tuple[AvatarRecord, bool]:
         """Takes a clip of the avatar, has it prepared and compared with it, and then keeps it; says whether the name is new.
 
-        Raises ProblemError: `invalid_request` for a name that is none, `clip_mismatch`, `quota_exceeded`, and what `upload` raises.
+        Raises ProblemError: `invalid_request` for an invalid name, `clip_mismatch`, `quota_exceeded`, and what `upload` raises.
         Cancelling leaves nothing behind.
         """
         _check_clip_name(record, name)

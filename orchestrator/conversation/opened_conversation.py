@@ -185,7 +185,7 @@ class OpenedConversation:
 
     @classmethod
     def unpack(cls, session_id: str, packed: str) -> OpenedConversation:
-        """The conversation again, not opened. Raises ValueError for what is none."""
+        """The conversation again, not opened. Raises ValueError for invalid data."""
         try:
             text = zlib.decompressobj().decompress(base64.b64decode(packed), 2 * KEPT_BYTES)
         except zlib.error as error:

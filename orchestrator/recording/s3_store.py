@@ -25,7 +25,7 @@ class S3FilmStore:
     Args:
         url: as in `open_bucket`.
 
-    Raises ValueError for an address that is none.
+    Raises ValueError for an invalid address.
     """
 
     flush_s = 10.0

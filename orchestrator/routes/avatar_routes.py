@@ -218,7 +218,7 @@ async def _session_with(ctx: Context, avatar_id: str) -> str | None:
     for session in known:
         if not session.ended and session.order.library_avatar == avatar_id:
             return session.session_id
-    for record in await ctx.ledger.others({session.session_id for session in known}):
+    for record in await ctx.journal.others({session.session_id for session in known}):
         if not record.ended and record.view.get("avatar_id") == avatar_id:
             return record.session_id
     return None

@@ -85,7 +85,7 @@ class Context:
     access: Access
     metrics: Metrics
     events: EventBus
-    ledger: SessionJournal
+    journal: SessionJournal
     webhooks: Webhooks
     minter: TokenMinter
     rooms: Rooms
@@ -185,8 +185,8 @@ async def here(ctx: Context, caller: Caller | None, session_id: str) -> ManagedS
             f"Session {session_id} is {record.state.value}: start another one.",
             value=session_id,
         )
-    holder = await ctx.ledger.holder(session_id)
-    if holder is None or holder == ctx.ledger.owner:
+    holder = await ctx.journal.holder(session_id)
+    if holder is None or holder == ctx.journal.owner:
         text = f"Session {session_id} is being taken over by another orchestrator: try again."
         raise ProblemError(ErrorCode.SESSION_CONFLICT, text, retry_after_s=2)
     text = f"Another orchestrator owns session {session_id}: ask there."
@@ -195,7 +195,7 @@ async def here(ctx: Context, caller: Caller | None, session_id: str) -> ManagedS
 
 async def stored(ctx: Context, caller: Caller | None, session_id: str) -> StoredSession:
     """What the store has of it. Raises ProblemError `session_not_found`, also for another caller's, `store_unavailable`."""
-    record = await ctx.ledger.elsewhere(session_id)
+    record = await ctx.journal.elsewhere(session_id)
     if record is None or (caller is not None and not _sees(caller, record)):
         raise ctx.sessions.registry.unknown(session_id)
     return record
@@ -203,7 +203,7 @@ async def stored(ctx: Context, caller: Caller | None, session_id: str) -> Stored
 
 async def views(ctx: Context, caller: Caller, known: set[str]) -> list[dict[str, Any]]:
     """Every other session that the caller sees."""
-    return [record.view for record in await ctx.ledger.others(known) if _sees(caller, record)]
+    return [record.view for record in await ctx.journal.others(known) if _sees(caller, record)]
 
 
 def _sees(caller: Caller, record: StoredSession) -> bool:

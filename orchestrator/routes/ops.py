@@ -32,7 +32,7 @@ async def health(ctx: Ctx) -> Response:
     body = {
         "status": status,
         "version": VERSION,
-        "store": "failing" if ctx.ledger.failing else "ok",
+        "store": "failing" if ctx.journal.failing else "ok",
         "agents": {"total": len(agents), "ready": len(usable)},
         "capacity": {
             "sessions": sum(c.sessions for c in capacities),

@@ -179,7 +179,7 @@ async def mint(body: PublicTokenRequest, ctx: Ctx, request: Request) -> MintedTo
         session_minutes=body.session_minutes,
         sessions=body.sessions,
         starts_per_minute=body.starts_per_minute,
-        sealed=ctx.ledger.seal.encrypt(preset.model_dump_json(exclude_unset=True)),
+        sealed=ctx.journal.seal.encrypt(preset.model_dump_json(exclude_unset=True)),
     )
     token = await ctx.public_tokens.mint(grant)
     return MintedToken(**_view(grant).model_dump(), token=token)
@@ -249,7 +249,7 @@ async def _begin(ctx: Context, request: Request, maker: Caller, order: SessionRe
 
 def _preset(ctx: Context, grant: PublicGrant) -> Preset:
     try:
-        return Preset.model_validate_json(ctx.ledger.seal.decrypt(grant.sealed))
+        return Preset.model_validate_json(ctx.journal.seal.decrypt(grant.sealed))
     except (SealBroken, ValidationError) as error:
         raise refused("cannot be read by this orchestrator") from error
 

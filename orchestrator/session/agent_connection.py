@@ -89,7 +89,7 @@ class LivenessMonitor:
 
 CHECK_S = 0.1
 TAKEN = "taken"
-"""Cause of a loss that is none: another orchestrator has made a link for the session."""
+"""Not a failure: another orchestrator has taken the session over, with a link of its own."""
 
 
 class AgentLost(Exception):
@@ -136,7 +136,7 @@ class AgentConnection:
         adopt_after: int | None = None,
     ) -> None:
         self.lease = lease
-        self.vitals = LivenessMonitor(time.monotonic())
+        self.liveness = LivenessMonitor(time.monotonic())
         self._on_heard, self._forward_event = on_heard, on_event
         self._on_end, self._at_agent_s = on_end, at_agent_s
         self._failure: asyncio.Future[ProblemError] = asyncio.get_running_loop().create_future()
@@ -158,7 +158,7 @@ class AgentConnection:
                     raise self._judge(self._failure.result())
                 if link.done():
                     self._end(link)
-                self._check(time.monotonic(), max(self._at_agent_s(), self.vitals.buffered_s))
+                self._check(time.monotonic(), max(self._at_agent_s(), self.liveness.buffered_s))
         finally:
             link.cancel()
             await asyncio.gather(link, return_exceptions=True)
@@ -166,14 +166,14 @@ class AgentConnection:
 
     def figures(self, now: float) -> dict[str, Any]:
         """For `/debug/audio`: what the agent said last, and how long ago."""
-        ack, at = self.vitals.last, self.vitals.ack_at
+        ack, at = self.liveness.last, self.liveness.ack_at
         return {
             "ack_age_s": round(now - at, 3) if at is not None else None,
             "segment": ack.segment if ack else 0,
             "heard_s": round(ack.heard_s, 3) if ack else 0.0,
             "frames": ack.frames if ack else 0,
             "delay_ms": round(1000 * self.link.delay_s, 1),
-            "draining": self.vitals.draining,
+            "draining": self.liveness.draining,
         }
 
     def _end(self, link: asyncio.Task[None]) -> None:
@@ -188,9 +188,9 @@ class AgentConnection:
 
     def _check(self, now: float, at_agent_s: float) -> None:
         if not self.link.connected:
-            self.vitals.gone(now)
+            self.liveness.gone(now)
             return
-        reason = self.vitals.hung(now, unacked=self.link.unacked, at_agent_s=at_agent_s)
+        reason = self.liveness.hung(now, unacked=self.link.unacked, at_agent_s=at_agent_s)
         if reason is not None:
             raise AgentLost("hung", f"its agent hangs: {reason}", now)
 
@@ -202,13 +202,13 @@ class AgentConnection:
 
     def _on_ack(self, ack: LinkAck) -> None:
         now = time.monotonic()
-        self.vitals.acked(ack, now)
+        self.liveness.acked(ack, now)
         if ack.segment:
             self._on_heard(ack.segment, ack.heard_s)
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, PublisherChanged):
-            self.vitals.published(event.publisher, time.monotonic())
+            self.liveness.published(event.publisher, time.monotonic())
         if not isinstance(event, ErrorEvent):
             self._forward_event(event)
         elif not self._failure.done():

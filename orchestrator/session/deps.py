@@ -54,7 +54,7 @@ class SessionDeps:
     minter: TokenMinter
     metrics: Metrics
     events: EventBus
-    ledger: SessionJournal
+    journal: SessionJournal
     voices: StandbyVoices
     ingresses: Ingresses | None = None
     conversations: Conversations | None = None

@@ -363,7 +363,7 @@ class Sealed(BaseModel):
     ingress_url: str | None = None
 
 
-def to_record(session: ManagedSession, ledger: SessionJournal) -> StoredSession:
+def to_record(session: ManagedSession, journal: SessionJournal) -> StoredSession:
     """The session as it is now."""
     live, ingress = session.live, session.ingress
     adopting = session.adopted and session.base_state is SessionState.STARTING
@@ -378,18 +378,18 @@ def to_record(session: ManagedSession, ledger: SessionJournal) -> StoredSession:
         room=session.order.room,
         key=session.order.key,
         public_token=session.order.public_token,
-        sealed=ledger.seal.encrypt(sealed.model_dump_json()),
+        sealed=journal.seal.encrypt(sealed.model_dump_json()),
         agent_url=session.lease.name if session.lease is not None else None,
         created_at=session.created_at,
         expires_at=session.expires_at,
         state=SessionState.RECOVERING if adopting else session.state,
         ended_at=session.ended_at,
         ingress_id=ingress.ingress_id if ingress is not None else None,
-        owner=ledger.owner,
-        owner_url=ledger.owner_url,
+        owner=journal.owner,
+        owner_url=journal.owner_url,
         moves=session.moves,
         progress=live.progress() if live is not None else session.progress,
-        talk=ledger.seal.encrypt(session.talk.pack()) if session.talk is not None else "",
+        talk=journal.seal.encrypt(session.talk.pack()) if session.talk is not None else "",
         view=session.view(),
     )
 

@@ -148,7 +148,7 @@ class SessionManager:
 
     def adopt(self, record: StoredSession) -> ManagedSession:
         """Goes on with a session that another process began; its lease is ours. Returns at once: `started` resolves later."""
-        session = from_record(record, self._services.ledger.seal)
+        session = from_record(record, self._services.journal.seal)
         self.registry.add(session, SessionRunner(session, self._services, self.options, self._ended, record).run())
         return session
 
@@ -175,7 +175,7 @@ class SessionManager:
         session = next((s for s in self.registry.running() if s.session_id == session_id), None)
         if session is None or session.owner is None or session.end_reason is not None:
             return None
-        self._services.ledger.freeze(session_id)
+        self._services.journal.freeze(session_id)
         session.end_reason = HANDED_OVER
         session.owner.cancel()
         return session.owner
@@ -192,7 +192,7 @@ class SessionManager:
             session.end_reason = reason
             owner.cancel()
         await asyncio.wait({owner})
-        await self._services.ledger.stored(session.session_id)
+        await self._services.journal.stored(session.session_id)
 
     def abandon(self, session_id: str) -> None:
         """Ends, in the background, a session whose caller never got to know of it."""
@@ -210,7 +210,7 @@ class SessionManager:
             if session.ended:
                 raise session.over()
             return True
-        record = await self._services.ledger.elsewhere(session_id)
+        record = await self._services.journal.elsewhere(session_id)
         if record is not None and record.ended:
             text = f"Session {session_id} has ended: start another one, with a new Idempotency-Key."
             raise ProblemError(ErrorCode.SESSION_ENDED, text, value=session_id)
@@ -222,7 +222,7 @@ class SessionManager:
         Starts that were given up are waited for a moment, so that they too are undone.
         """
         self.draining = True
-        if self._services.ledger.store.durable:
+        if self._services.journal.store.durable:
             ready = [s for s in self.registry.running() if s.adopted or s.base_state is not SessionState.STARTING]
             leaving = [self.hand_over(session.session_id) for session in ready]
             await asyncio.gather(*(owner for owner in leaving if owner is not None))
@@ -280,7 +280,7 @@ class SessionManager:
                 library_avatar=chosen.library_avatar,
                 avatar_voice=chosen.avatar_voice,
             )
-            self._services.ledger.note(session.session_id)
+            self._services.journal.note(session.session_id)
             return snapshot
 
     async def act(self, session: ManagedSession, clip: str | None, *, loop: bool) -> None:
@@ -312,9 +312,9 @@ class SessionManager:
             self.registry.forget(session)
         elif session.started.done() and session.started.exception() is not None and not session.adopted:
             self.registry.forget(session)
-            self._services.ledger.forget(session.session_id)
+            self._services.journal.forget(session.session_id)
         else:
-            self._services.ledger.leave(session.session_id)
+            self._services.journal.leave(session.session_id)
 
 
 def _moving(session: ManagedSession) -> ProblemError:

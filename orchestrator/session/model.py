@@ -388,7 +388,7 @@ def publish_state(events: EventBus, session: ManagedSession, to: SessionState, r
 
 def ingress_attributes(session: ManagedSession, live: SpeechPipeline) -> dict[str, str] | None:
     """Attributes of the avatar while it comes by ingress and cannot set its own; None while it does not."""
-    if session.ingress is None or live.side is None or live.side.vitals.publisher != "rtmp":
+    if session.ingress is None or live.side is None or live.side.liveness.publisher != "rtmp":
         return None
     attributes = {"avatar.state": "speaking" if live.speaking else "idle"}
     if session.order.transparent:

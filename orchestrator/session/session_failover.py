@@ -96,7 +96,7 @@ class Placement:
         if lease.name in self._late_stops:
             await self._settle(lease)
         session.lease = lease
-        self._services.ledger.note(session.session_id)
+        self._services.journal.note(session.session_id)
         films = self._services.films
         minter, order, ttl_s = self._services.minter, session.order, session.expires_at - time.time()
         request = AgentStartRequest(
@@ -294,7 +294,7 @@ class Failover:
     async def wait_to_leave(self, session: ManagedSession, live: SpeechPipeline) -> AgentLease:
         """Returns when the agent asks that the session be moved, another one has a place, and the speech pauses (5 s at most)."""
         assert session.lease is not None
-        while live.side is None or not live.side.vitals.draining:  # noqa: ASYNC110 - there is no hurry
+        while live.side is None or not live.side.liveness.draining:  # noqa: ASYNC110 - there is no hurry
             await asyncio.sleep(POLL_S)
         while True:
             try:

@@ -176,11 +176,11 @@ class SessionRunner:
         What it did is on the session for `_close` to undo.
         """
         session, known, services = self._session, self._known, self._services
-        order, ledger, ingresses = session.order, services.ledger, services.ingresses
+        order, journal, ingresses = session.order, services.journal, services.ingresses
         if known is not None and known.agent_url is not None:
             session.lease = services.pool.adopt(session.session_id, known.agent_url)
-        record = partial(to_record, session, ledger)
-        if not await ledger.enter(session.session_id, record, known=known is not None):
+        record = partial(to_record, session, journal)
+        if not await journal.enter(session.session_id, record, known=known is not None):
             raise TakenOver
         if known is not None:
             _check_adopted(session, known)
@@ -214,7 +214,7 @@ class SessionRunner:
             self._options.limits,
             self._services.metrics,
             self._services.events,
-            partial(self._services.ledger.note, session.session_id),
+            partial(self._services.journal.note, session.session_id),
         )
         session.live = live
         if self._services.films is not None:
@@ -307,7 +307,7 @@ class SessionRunner:
             raise AgentLost("link_lost", f"the agent's /audio did not open within {LINK_OPEN_S:g} s", time.monotonic())
 
     async def _attend(self, live: SpeechPipeline) -> None:
-        """Keeps an agent with the session; returns never."""
+        """Moves the session to another agent whenever one is lost, until cancelled; never returns normally."""
         session = self._session
         while True:
             lost, to = await self._until_lost(live)
@@ -331,10 +331,10 @@ class SessionRunner:
 
     async def _still_ours(self, lost: AgentLost) -> bool:
         """Whether it is for us to move the session. Who cannot reach a shared store may have lost it without knowing."""
-        ledger = self._services.ledger
-        if ledger.store.shared and lost.cause == TAKEN:
+        journal = self._services.journal
+        if journal.store.shared and lost.cause == TAKEN:
             return False
-        return await ledger.owns(self._session.session_id)
+        return await journal.owns(self._session.session_id)
 
     async def _until_lost(self, live: SpeechPipeline) -> tuple[AgentLost, Any]:
         """Returns how the agent was lost, and where a planned move goes. Raises what ends the session."""
@@ -374,7 +374,7 @@ class SessionRunner:
             if reported.code is not ErrorCode.ENGINE_FAILED:
                 raise reported from None
             return AgentLost("engine_failed", reported.detail, at)
-        raise AssertionError("serving returns never")
+        raise AssertionError("serving ended without an error")
 
     async def _watch(self, live: SpeechPipeline) -> None:
         """Returns when the session has outlived its use, with `end_reason` set."""
@@ -500,7 +500,7 @@ class SessionRunner:
 
         await run_each(
             ("speech", close_audio),
-            ("record", partial(services.ledger.hand_over, session.session_id)),
+            ("record", partial(services.journal.hand_over, session.session_id)),
             ("place", forget),
             ("film", leave_film),
             within_s=CLOSE_STEP_S,

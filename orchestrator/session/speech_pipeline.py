@@ -189,7 +189,7 @@ class SpeechPipeline:
     # --- life
 
     async def run(self) -> None:
-        """Keeps the segments' time; returns never. Cancelling ends every synthesis."""
+        """Ends segments whose time is over, until cancelled, which ends every synthesis; never returns normally."""
         try:
             while True:
                 await asyncio.sleep(TICK_S)
@@ -375,7 +375,7 @@ class SpeechPipeline:
         """Whether no speech is heard: nothing is played nor waits to be, or what is played is silence."""
         if self._resting:
             return True
-        elsewhere_s = self.side.vitals.buffered_s if self.side else 0.0  # speech that came through the room
+        elsewhere_s = self.side.liveness.buffered_s if self.side else 0.0  # speech that came through the room
         return self._tracker.waiting_s == 0 and self._tracker.at_agent_s == 0 and elsewhere_s == 0
 
     @property
@@ -385,7 +385,7 @@ class SpeechPipeline:
 
     @property
     def _resting(self) -> bool:
-        return self.side is not None and self.side.vitals.resting
+        return self.side is not None and self.side.liveness.resting
 
     @property
     def segments(self) -> int:

@@ -42,7 +42,7 @@ WITHIN_S = 0.4
 SPOKEN_S = 1.0
 """A voice that has only begun to join is waited for: it is heard before an agent whose track is new to the listeners."""
 NEW_TRACK_S = 0.4
-"""Without that, as long is left to the listeners to subscribe to the agent's track."""
+"""If the standby voice was never heard, the agent waits this long for listeners to subscribe to its track."""
 UNDER_WAY_S = 0.1
 """Audio that is still in the SDK when the voice ends."""
 MakeLine = Callable[[Callable[[LineReport], None]], VoiceLine]
@@ -263,7 +263,7 @@ class StandbyVoices:
         self._minter, self._rooms = minter, rooms
         self._metrics = metrics
         self._standby = standby
-        self._voicings: dict[str, StandbyVoice] = {}
+        self._standbys: dict[str, StandbyVoice] = {}
         self._reserved: set[str] = set()
 
     def open(self) -> None:
@@ -290,58 +290,58 @@ class StandbyVoices:
         """Joins the room. Raises ProblemError `at_capacity` when the orchestrator is to speak and has no line left."""
         self._reserved.discard(session.session_id)
         always = session.order.voice is VoiceSource.ORCHESTRATOR
-        voicing = StandbyVoice(live, self._maker(session), always=always, joined=self._standby is VoiceStandby.JOINED)
+        standby = StandbyVoice(live, self._maker(session), always=always, joined=self._standby is VoiceStandby.JOINED)
         try:
-            voicing.open()
+            standby.open()
         except VoiceBusyError as error:
             raise _busy() from error
-        self._voicings[session.session_id] = voicing
+        self._standbys[session.session_id] = standby
 
     def end(self, session: ManagedSession) -> None:
         """The session is over."""
         self._reserved.discard(session.session_id)
-        voicing = self._voicings.pop(session.session_id, None)
-        if voicing is not None:
-            voicing.close()
+        standby = self._standbys.pop(session.session_id, None)
+        if standby is not None:
+            standby.close()
 
     @asynccontextmanager
     async def stand_in(self, session: ManagedSession) -> AsyncIterator[None]:
         """Speaks from the moment the session's agent is lost until the next one is ready to."""
-        voicing, live = self._voicings.get(session.session_id), session.live
+        standby, live = self._standbys.get(session.session_id), session.live
         if (
-            voicing is None
+            standby is None
             and live is not None
             and session.order.connect_livekit
             and self._standby is VoiceStandby.WARM
         ):
-            voicing = self._voicings[session.session_id] = StandbyVoice(live, self._maker(session))
-        if voicing is None:
+            standby = self._standbys[session.session_id] = StandbyVoice(live, self._maker(session))
+        if standby is None:
             yield
             return
         self._metrics.voice_stand_ins.inc()
-        voicing.stand_in()
+        standby.stand_in()
         muting = asyncio.create_task(self._mute_agent(session), name=f"mute-{session.session_id}")
         try:
             yield
         finally:
             muting.cancel()
             await asyncio.gather(muting, return_exceptions=True)
-        await voicing.hand_over()
+        await standby.hand_over()
 
     def follower(self, session: ManagedSession) -> PlayoutFollower | None:
         """For the link to the session's agent, where the orchestrator speaks; None where the agent does."""
-        voicing = self._voicings.get(session.session_id)
-        return voicing.follower if voicing is not None else None
+        standby = self._standbys.get(session.session_id)
+        return standby.follower if standby is not None else None
 
     def position(self, session: ManagedSession) -> tuple[int, float] | None:
         """The playout position (segment, seconds) where the voice knows it better than the agent; else None."""
-        voicing = self._voicings.get(session.session_id)
-        return voicing.position() if voicing is not None else None
+        standby = self._standbys.get(session.session_id)
+        return standby.position() if standby is not None else None
 
     def view(self, session: ManagedSession) -> dict[str, Any] | None:
         """The voice's part of `/debug/audio`; None while it is not in the room."""
-        voicing = self._voicings.get(session.session_id)
-        return voicing.view() if voicing is not None else None
+        standby = self._standbys.get(session.session_id)
+        return standby.view() if standby is not None else None
 
     async def _mute_agent(self, session: ManagedSession) -> None:
         """An agent that only we have lost may go on speaking; its next tracks have other ids."""

@@ -327,7 +327,7 @@ def _part(header: dict[str, Any], pcm: bytes) -> SpokenPart | None:
 
 
 def _rate(value: object) -> int:
-    """Samples per second. Raises ValueError for what is none."""
+    """Samples per second. Raises ValueError for an invalid one."""
     if not isinstance(value, int) or value not in _RATES:
         raise ValueError("no rate of samples")
     return value

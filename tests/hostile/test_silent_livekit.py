@@ -76,7 +76,7 @@ async def test_a_session_that_speaks_goes_on_and_stops(running: Stage, mode: Mod
     assert running.agent.stopped == [started["session_id"]]
     assert running.livekit.asked >= 2  # the avatar and the ingress were to be removed
     context = running.app.state.context
-    record = next(r for r in await context.ledger.store.sessions() if r.session_id == started["session_id"])
+    record = next(r for r in await context.journal.store.sessions() if r.session_id == started["session_id"])
     assert record.ingress_id in running.rooms.ingresses, "the reaper would not find what is left"
 
 

@@ -64,7 +64,7 @@ async def test_start_speech_and_stop_while_redis_is_silent(shared: tuple[Stage, 
         return bool((await running.http.get("/health")).json()["store"] == "ok")
 
     async def ended() -> bool:
-        record = await running.app.state.context.ledger.store.load(started["session_id"])
+        record = await running.app.state.context.journal.store.load(started["session_id"])
         return record is not None and record.ended
 
     await until(well)
@@ -79,7 +79,7 @@ async def test_a_session_outlives_the_silence_and_the_end_of_the_process_does_no
     started = await running.start()
     context = running.app.state.context
     with silent(redis):
-        await until(lambda: context.ledger.failing)
-    await until(lambda: not context.ledger.failing)
-    assert await context.ledger.store.holder(started["session_id"]) == context.ledger.owner
+        await until(lambda: context.journal.failing)
+    await until(lambda: not context.journal.failing)
+    assert await context.journal.store.holder(started["session_id"]) == context.journal.owner
     redis.freeze()  # what follows is the end of the service

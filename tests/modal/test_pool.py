@@ -287,7 +287,7 @@ async def test_a_start_that_every_container_fails_ends(
                     pool=here.pool,
                     agents=agents,
                     minter=MINTER,
-                    ledger=Notes(),
+                    journal=Notes(),
                     background=BackgroundTasks(),
                     films=None,
                     avatars=None,

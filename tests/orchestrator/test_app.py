@@ -81,12 +81,12 @@ async def test_every_part_is_closed_whatever_the_others_do(monkeypatch: pytest.M
                 await real()  # type: ignore[operator]  # the part's own method
 
             monkeypatch.setattr(part, "aclose", close)
-        real_store_close = context.ledger.store.aclose
+        real_store_close = context.journal.store.aclose
 
         async def close_store() -> None:
             closed.append("store")
             await real_store_close()
 
-        monkeypatch.setattr(context.ledger.store, "aclose", close_store)
+        monkeypatch.setattr(context.journal.store, "aclose", close_store)
     assert closed == ["store", *parts[1:]]
     assert running.agent.stopped == [started["session_id"]]

@@ -170,7 +170,7 @@ class ChunkReader:
         self._size = _FIRST_CHUNK
 
     def feed(self, data: bytes) -> Iterator[RtmpMessage]:
-        """Messages that are complete now. Raises `RtmpError` for what is no RTMP. Read it to its end before the next call."""
+        """The complete messages. Raises `RtmpError` for bytes that are not RTMP. Read it to its end before the next call."""
         data = self._rest + data
         at = 0
         while True:

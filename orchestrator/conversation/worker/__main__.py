@@ -46,7 +46,7 @@ class ConversationSet:
             self._out.write(worker_pipe.encode(message.model_dump(mode="json")))
 
     def carry_out(self, header: bytes) -> None:
-        """Carries out one command. Raises ValidationError for what is none."""
+        """Carries out one command. Raises ValidationError for an invalid one."""
         command = commands.validate_json(header)
         if isinstance(command, OpenConversation):
             self._open(command)

@@ -50,7 +50,7 @@ class CommandDispatcher:
             self._out.write(worker_pipe.encode(message.model_dump(mode="json")))
 
     def take(self, header: bytes, payload: bytes) -> None:
-        """Carries out one order. Raises ValidationError for what is none, ValueError for PCM with a gap."""
+        """Carries out one command. Raises ValidationError for an invalid one, ValueError for PCM with a gap."""
         said = worker_commands.validate_json(header)
         if isinstance(said, JoinRoom):
             self._join(said)

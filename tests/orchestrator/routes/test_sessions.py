@@ -56,7 +56,7 @@ async def test_the_agents_token_publishes_as_an_agent(running: Stage) -> None:
     started = await running.start(room="demo", speaker="agent-7")
     reported = claims(running.agent.only.request.livekit_token)
     assert reported["kind"] == "agent" and reported["sub"] == started["avatar_identity"]
-    deployment_id = running.app.state.context.ledger.store.deployment_id
+    deployment_id = running.app.state.context.journal.store.deployment_id
     assert reported["attributes"] == {"lk.publish_on_behalf": "agent-7", "avatar.deployment": deployment_id}
     assert reported["video"]["canPublishSources"] == ["camera", "microphone"]
     assert reported["video"]["canUpdateOwnMetadata"] is True and "roomAdmin" not in reported["video"]
@@ -225,6 +225,6 @@ async def test_a_key_never_answers_ready_for_a_session_that_has_ended(running: S
     assert (again.status_code, again.json()["code"]) == (409, "session_ended")
     registry = running.app.state.context.sessions.registry
     registry.forget(registry.get(started["session_id"]))  # as after ten minutes
-    await running.app.state.context.ledger.store.delete(started["session_id"])
+    await running.app.state.context.journal.store.delete(started["session_id"])
     fresh = await running.http.post("/session/start", json=body, headers=headers)
     assert fresh.status_code == 200 and fresh.json()["session_id"] != started["session_id"]

@@ -40,7 +40,7 @@ async def test_a_start_makes_the_room_takes_a_place_and_writes_the_session_down(
         assert here.rooms.made == ["lobby"] and session.base_state is SessionState.READY
         assert here.agent_of(session).only.request.room == "lobby"
         record = here.store.records[session.session_id]
-        assert (record.room, record.owner, record.ended) == ("lobby", here.ledger.owner, False)
+        assert (record.room, record.owner, record.ended) == ("lobby", here.journal.owner, False)
         assert counted(here, "avatar_session_starts_total", outcome="ok") == 1
         assert here.sessions.registry.get(session.session_id) is session
 
@@ -482,7 +482,7 @@ async def test_a_session_that_is_handed_over_goes_on_where_it_was() -> None:
         assert not here.sessions.registry.holds(session.session_id) and here.pool._held == {}
 
         here.sessions.draining = False
-        assert await store.claim(session.session_id, here.ledger.owner, 10.0)
+        assert await store.claim(session.session_id, here.journal.owner, 10.0)
         again = here.sessions.adopt(record)
         await again.started
         await asyncio.sleep(4.0)
@@ -514,11 +514,11 @@ async def test_a_store_that_fails_ends_no_session_and_is_filled_again() -> None:
         session = await here.start()
         here.store.failing = True
         await asyncio.sleep(60.0)
-        assert here.ledger.failing and not session.ended
+        assert here.journal.failing and not session.ended
         other = await here.start(room="begun without it")
         here.store.failing = False
         await asyncio.sleep(5.0)
-        assert not here.ledger.failing
+        assert not here.journal.failing
         assert set(here.store.records) == {session.session_id, other.session_id}
 
 

@@ -238,9 +238,9 @@ async def test_an_end_of_which_a_step_breaks_is_an_end(
         assert running.agent.stopped == [started["session_id"]]
     if broken != "rooms.remove":
         assert running.rooms.removed == [("stage", started["avatar_identity"])]
-    await context.ledger.flush()
-    record = await context.ledger.store.load(started["session_id"])
-    assert record is not None and record.ended and await context.ledger.store.holder(record.session_id) is None
+    await context.journal.flush()
+    record = await context.journal.store.load(started["session_id"])
+    assert record is not None and record.ended and await context.journal.store.holder(record.session_id) is None
 
 
 async def test_a_start_that_is_ended_before_its_first_step_says_so(running: Stage) -> None:
@@ -312,4 +312,4 @@ async def test_a_cancelled_task_that_a_session_waited_for_is_a_failure_and_no_st
         await asyncio.wait({session.owner})
     assert session.state.value == "failed" and session.end_reason == "internal_error"
     assert session.error is not None and session.error.code is ErrorCode.INTERNAL
-    assert session.session_id not in running.app.state.context.ledger._held
+    assert session.session_id not in running.app.state.context.journal._held

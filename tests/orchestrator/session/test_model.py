@@ -214,7 +214,7 @@ _orders = st.builds(
 )
 
 
-def ledger() -> SessionJournal:
+def journal() -> SessionJournal:
     made = SessionJournal(MemoryStore(), "secret", "https://me", Metrics())
     made.seal = Seal(bytes(32))
     return made
@@ -225,7 +225,7 @@ def test_a_session_comes_back_from_its_record_and_the_record_shows_no_secret(
     order: SessionRequest, mode: PublisherMode, moves: int, ingress: bool
 ) -> None:
     async def played() -> None:
-        made, book = session(SessionState.READY), ledger()
+        made, book = session(SessionState.READY), journal()
         made.order, made.publisher_mode, made.moves = order, mode, moves
         made.progress = Progress(segments=3, unfinished={3: True}, received_samples=100)
         if ingress:
@@ -245,7 +245,7 @@ def test_a_session_comes_back_from_its_record_and_the_record_shows_no_secret(
 async def test_with_another_secret_it_can_only_be_ended() -> None:
     made = session(room="lobby", key="alice")
     made.ingress = RoomIngress("IN_1", RtmpTarget(url="rtmp://ingress/x", ingress=True))
-    again = from_record(to_record(made, ledger()), Seal(bytes(31) + b"x"))
+    again = from_record(to_record(made, journal()), Seal(bytes(31) + b"x"))
     assert not again.readable and (again.order.room, again.order.key) == ("lobby", "alice")
     assert again.ingress is not None and again.ingress.ingress_id == "IN_1", "so that it can be removed"
 
@@ -254,6 +254,6 @@ async def test_with_another_secret_it_can_only_be_ended() -> None:
 async def test_one_that_is_being_adopted_is_written_as_one_that_moves() -> None:
     """A process that dies while it adopts must not leave a session that "was lost while it was starting"."""
     made = session(SessionState.STARTING)
-    assert to_record(made, ledger()).state is SessionState.STARTING
+    assert to_record(made, journal()).state is SessionState.STARTING
     made.adopted = True
-    assert to_record(made, ledger()).state is SessionState.RECOVERING
+    assert to_record(made, journal()).state is SessionState.RECOVERING

@@ -75,7 +75,7 @@ class World:
         self.metrics = Metrics()
         self.rooms = FakeRooms()
         self.store = store or MemoryStore()
-        self.ledger = SessionJournal(self.store, "secret", None, self.metrics)
+        self.journal = SessionJournal(self.store, "secret", None, self.metrics)
         self.bus = EventBus(self.metrics)
         self.reported: dict[str, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
         self.bus.listen(self._keep)
@@ -92,7 +92,7 @@ class World:
             minter=minter,
             metrics=self.metrics,
             events=self.bus,
-            ledger=self.ledger,
+            journal=self.journal,
             public_tokens=self.tokens,
             voices=StandbyVoices(VoiceWorker(self.metrics), minter, rooms, self.metrics, VoiceStandby.OFF),
         )
@@ -100,10 +100,10 @@ class World:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
-        await self.ledger.open(self.sessions.hand_over)
+        await self.journal.open(self.sessions.hand_over)
         self._tasks = [
-            asyncio.create_task(self.ledger.keep_leases(), name="leases"),
-            asyncio.create_task(self.ledger.write_behind(), name="records"),
+            asyncio.create_task(self.journal.keep_leases(), name="leases"),
+            asyncio.create_task(self.journal.write_behind(), name="records"),
         ]
 
     async def aclose(self) -> None:
@@ -111,7 +111,7 @@ class World:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.ledger.flush()
+        await self.journal.flush()
         await self.client.aclose()
 
     def _keep(self, event: SessionEvent) -> None:
