@@ -20,12 +20,12 @@ def ack(items: int, place: int) -> LinkAck:
 def test_the_verdict_is_what_the_last_sign_of_life_says(steps: list[tuple[float, bool, bool, float]]) -> None:
     now = taken_at = moved_at = 10.0
     liveness, items, place = LivenessMonitor(now), 0, 0
-    for gap, takes, moves, at_agent_s in steps:
+    for number, (gap, takes, moves, at_agent_s) in enumerate(steps):
         now += gap
         items, place = items + takes, place + moves
         liveness.acked(ack(items, place), now)
         taken_at = now if takes else taken_at
-        moved_at = now if moves or place == items == 0 else moved_at
+        moved_at = now if moves or number == 0 else moved_at  # the first acknowledgement names the segment
         verdict = liveness.hung(now, unacked=True, at_agent_s=at_agent_s)
         if at_agent_s < SPEECH_S:
             moved_at = now
