@@ -125,7 +125,7 @@ class FakeSession:
             resting=self.resting,
         )
 
-    def tell(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         """Something happened; sent now or on the next connection."""
         self.events.append(LinkEvent(id=len(self.events) + 1, event=event))
         self.wake.set()
@@ -134,7 +134,7 @@ class FakeSession:
         """Its first sample is heard."""
         if not segment.started:
             segment.started = True
-            self.tell(PlaybackStarted(segment=segment.number))
+            self.emit(PlaybackStarted(segment=segment.number))
 
     def finish(self, segment: FakeSegment) -> None:
         """It was heard to its end."""
@@ -144,7 +144,7 @@ class FakeSession:
             self.begin(segment)
         segment.finished = True
         segment.heard = segment.end
-        self.tell(PlaybackFinished(segment=segment.number, position_s=segment.end / segment.rate, interrupted=False))
+        self.emit(PlaybackFinished(segment=segment.number, position_s=segment.end / segment.rate, interrupted=False))
 
     def take(self, message: Any, *, at_once: bool) -> None:
         """One item of the link. `at_once`: what has come is heard, and a segment is over with its end."""
@@ -193,5 +193,5 @@ class FakeSession:
                 segment.finished = True
                 dropped += (segment.end - segment.heard) / segment.rate
                 position_s = segment.heard / segment.rate
-                self.tell(PlaybackFinished(segment=segment.number, position_s=position_s, interrupted=True))
-        self.tell(Cleared(dropped_s=dropped))
+                self.emit(PlaybackFinished(segment=segment.number, position_s=position_s, interrupted=True))
+        self.emit(Cleared(dropped_s=dropped))

@@ -26,7 +26,7 @@ from livekit.plugins import musetalk
 RATE = 24_000
 
 
-def tell(event: str, **facts: Any) -> None:
+def report(event: str, **facts: Any) -> None:
     sys.stdout.write(json.dumps({"event": event, **facts}) + "\n")
     sys.stdout.flush()
 
@@ -62,13 +62,13 @@ class _Spoken(tts.ChunkedStream):
 
 class _Telling(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        tell("log", level=record.levelname, text=record.getMessage())
+        report("log", level=record.levelname, text=record.getMessage())
 
 
 async def _say(session: AgentSession, symbols: int) -> None:
     handle = session.say(f"{symbols} symbols")
     await handle.wait_for_playout()
-    tell("said", interrupted=handle.interrupted)
+    report("said", interrupted=handle.interrupted)
 
 
 async def _obey(session: AgentSession, room: rtc.Room) -> None:
@@ -101,22 +101,22 @@ async def main() -> None:
     await avatar.start(session, room=room)
     tail = session.output.audio
     assert isinstance(tail, DataStreamAudioOutput)
-    tail.on("playback_started", lambda _: tell("started"))
+    tail.on("playback_started", lambda _: report("started"))
 
     def finished(event: PlaybackFinishedEvent) -> None:
         sent = tail._pushed_duration  # livekit-agents adds some silence to what the voice said
-        tell("finished", position=event.playback_position, interrupted=event.interrupted, sent=sent)
+        report("finished", position=event.playback_position, interrupted=event.interrupted, sent=sent)
 
     tail.on("playback_finished", finished)
     quiet = RoomOptions(audio_input=False, close_on_disconnect=False)
     await session.start(Agent(instructions=""), room=room, room_options=quiet)
     await avatar.wait_for_join()
-    tell("ready", session_id=avatar.session_id, avatar=avatar.avatar_identity, audio=tail.label)
+    report("ready", session_id=avatar.session_id, avatar=avatar.avatar_identity, audio=tail.label)
     await _obey(session, room)
     await session.aclose()
     await avatar.aclose()
     await room.disconnect()
-    tell("left")
+    report("left")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import asyncio
 import importlib.util
 import sys
 
-from agent import Tones, tell
+from agent import Tones, report
 from livekit.agents import AgentServer, JobExecutorType
 
 
@@ -18,12 +18,12 @@ async def main(example_path: str) -> None:
     example.VOICE = Tones()
     server = AgentServer(job_executor_type=JobExecutorType.THREAD, host="127.0.0.1", port=0, load_fnc=lambda: 0.0)
     server.rtc_session()(example.entrypoint)
-    server.on("worker_registered", lambda *_: tell("ready"))
+    server.on("worker_registered", lambda *_: report("ready"))
     running = asyncio.create_task(server.run(devmode=True))
     await asyncio.to_thread(sys.stdin.read)
     await server.aclose()
     await running
-    tell("left")
+    report("left")
 
 
 if __name__ == "__main__":

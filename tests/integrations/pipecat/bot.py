@@ -34,7 +34,7 @@ from pipecat.workers.runner import WorkerRunner
 BLOCK_S = 0.02
 
 
-def tell(**reported: Any) -> None:
+def report(**reported: Any) -> None:
     print(json.dumps({**reported, "at": time.monotonic()}), flush=True)
 
 
@@ -51,7 +51,7 @@ class Tap(FrameProcessor):
             error = {"error": frame.error} if isinstance(frame, ErrorFrame) else {}
             if isinstance(frame, UserAudioRawFrame):
                 error = {"user": frame.user_id}
-            tell(**{self._word: type(frame).__name__}, **error)
+            report(**{self._word: type(frame).__name__}, **error)
         await self.push_frame(frame, direction)
 
 
@@ -81,7 +81,7 @@ async def main(url: str, key: str) -> None:
     logger.remove()
     logger.add(sys.stderr, level="WARNING")
     service = MuseTalkVideoService(url=url, api_key=key, room="stage", more={"engine": "pattern"})
-    tell(own=[service.is_own(who) for who in ("avatar-ses_1", "voice-ses_1", "somebody")])
+    report(own=[service.is_own(who) for who in ("avatar-ses_1", "voice-ses_1", "somebody")])
     taps = Tap(FrameDirection.UPSTREAM, "up"), Tap(FrameDirection.DOWNSTREAM, "down")
     pipeline = Pipeline([taps[0], service.without_avatar(), service, taps[1]])
     params = PipelineParams(audio_out_sample_rate=24_000, enable_metrics=True)
@@ -89,15 +89,15 @@ async def main(url: str, key: str) -> None:
 
     @service.event_handler("on_avatar_ready")
     async def ready(_: MuseTalkVideoService, session_id: str) -> None:
-        tell(ready=session_id, identities=sorted(service.identities))
+        report(ready=session_id, identities=sorted(service.identities))
 
     @service.event_handler("on_avatar_state")
     async def state(_: MuseTalkVideoService, state: str, reason: str | None) -> None:
-        tell(state=state, reason=reason)
+        report(state=state, reason=reason)
 
     @worker.event_handler("on_pipeline_started")
     async def started(_: PipelineWorker, frame: StartFrame) -> None:
-        tell(started=True)
+        report(started=True)
 
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
@@ -114,7 +114,7 @@ async def main(url: str, key: str) -> None:
         for name in sys.modules
         if name.partition(".")[0] in ("musetalk_agent", "orchestrator", "livekit") and name not in ours
     )
-    tell(over=True, foreign=foreign, identities=sorted(service.identities))
+    report(over=True, foreign=foreign, identities=sorted(service.identities))
 
 
 if __name__ == "__main__":

@@ -139,9 +139,9 @@ class FakeProbe:
     """`Probe`: tells when the script does."""
 
     def __init__(
-        self, world: World, url: str, token: str | None, tell: Callable[[bool], None], healthy_s: float
+        self, world: World, url: str, token: str | None, report: Callable[[bool], None], healthy_s: float
     ) -> None:
-        self.tell, self.token, self.healthy_s = tell, token, healthy_s
+        self.report, self.token, self.healthy_s = report, token, healthy_s
         self.closed = False
         world.probes.append(self)
 

@@ -281,9 +281,9 @@ async def test_a_stream_that_breaks_is_awaited_and_the_room_is_probed_meanwhile(
     assert world.publisher.name == "none" and world.changes[-1].reason == "stream_lost"
     world.stream.connects()
     assert world.publisher.name == "rtmp" and len(world.streams) == 1
-    probe.tell(False)
+    probe.report(False)
     assert len(world.rooms) == 1
-    probe.tell(True)
+    probe.report(True)
     await turns()
     assert len(world.rooms) == 2 and probe.closed
     await world.ends()

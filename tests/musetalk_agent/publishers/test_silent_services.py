@@ -285,12 +285,12 @@ async def test_a_probe_goes_on_after_an_error_that_no_one_expected(
     monkeypatch.setattr(rtc.Room, "connect", breaks_twice)
     reported: asyncio.Queue[bool] = asyncio.Queue()
 
-    def tell(healthy: bool) -> None:
+    def report(healthy: bool) -> None:
         reported.put_nowait(healthy)
         if reported.qsize() == 1 and joins == 1:
             raise RuntimeError("a fault of the listener")
 
-    made = Probe(livekit_server.url, probe_token(livekit_server), tell, 0.0)
+    made = Probe(livekit_server.url, probe_token(livekit_server), report, 0.0)
     try:
         async with asyncio.timeout(NEVER_S):
             assert [await reported.get() for _ in range(3)] == [False, False, True]

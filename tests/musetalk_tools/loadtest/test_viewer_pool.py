@@ -28,28 +28,28 @@ from tests.waiting import NEVER_S, until
 
 STAND_IN = """
 import json, os, sys
-def tell(**message): print(json.dumps(message), flush=True)
-tell(type="hello")
+def report(**message): print(json.dumps(message), flush=True)
+report(type="hello")
 for text in sys.stdin:
     said = json.loads(text)
     name, do = said["name"], said.get("token", "")
     if said["type"] == "leave":
-        tell(type="left", name=name, packets_received=7, packets_lost=1, concealed_s=0.5)
+        report(type="left", name=name, packets_received=7, packets_lost=1, concealed_s=0.5)
     elif do == "refused":
-        tell(type="joined", name=name, error="no such room")
+        report(type="joined", name=name, error="no such room")
     elif do == "dies":
         sys.exit(3)
     elif do == "nonsense":
         print("Segmentation fault", flush=True)
     elif do == "environment":
-        tell(type="joined", name=name)
-        tell(type="link", name=name, state="told", reason=" ".join(sorted(os.environ)))
+        report(type="joined", name=name)
+        report(type="link", name=name, state="told", reason=" ".join(sorted(os.environ)))
     elif do == "talks":
-        tell(type="joined", name=name)
-        tell(type="seen", name=name, frames=[1.0, 1.04], onsets=[2.5])
-        tell(type="seen", name="somebody else", frames=[9.0])
+        report(type="joined", name=name)
+        report(type="seen", name=name, frames=[1.0, 1.04], onsets=[2.5])
+        report(type="seen", name="somebody else", frames=[9.0])
     elif do != "silent":
-        tell(type="joined", name=name)
+        report(type="joined", name=name)
 """
 """A viewers' process: what a token says is what it does with the viewer."""
 

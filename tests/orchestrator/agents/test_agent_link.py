@@ -155,7 +155,7 @@ async def test_a_session_that_another_orchestrator_began_goes_on_from_what_the_a
     async with agent_behind_relay() as (_, session, between):
         session.items = 7
         for number in (1, 2, 3):
-            session.tell(PlaybackStarted(segment=number))
+            session.emit(PlaybackStarted(segment=number))
         link = AgentLink(AgentLease(between.url, HEADERS), "s", source.peer(), Metrics(), adopt_after=2)
         with running(link):
             await until(lambda: len(source.events) == 1)

@@ -19,7 +19,7 @@ from tests.orchestrator.audio.test_segments_any_order import check_totals
 
 RATE = 16000
 STEPS = ["pcm", "pcm", "start", "end", "clear", "open", "say", "say", "close", "forward", "forward", "play", "play"]
-STEPS += ["ack", "tell", "die", "revive"]
+STEPS += ["ack", "report", "die", "revive"]
 
 
 def numbered(first: int, count: int) -> bytes:
@@ -156,7 +156,7 @@ class World:
             self.acked = (self.agent.last, self.agent.heard[self.agent.last] / RATE)
             self.tracker.on_heard(*self.acked, self.now)
 
-    def tell(self, amount: int) -> None:
+    def report(self, amount: int) -> None:
         for _ in range(amount):
             if self.agent is None or not self.agent.events:
                 return
@@ -189,7 +189,7 @@ class World:
         """Everybody says goodbye, and the last agent plays all there is."""
         while self.voices:
             self.step("close", 1)
-        for what, amount in [("end", 1), ("revive", 1), ("forward", 10_000), ("play", 10_000), ("tell", 10_000)]:
+        for what, amount in [("end", 1), ("revive", 1), ("forward", 10_000), ("play", 10_000), ("report", 10_000)]:
             self.step(what, amount)
         assert self.agent is not None
         self.collect(self.agent)

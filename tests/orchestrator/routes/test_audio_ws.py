@@ -300,7 +300,7 @@ async def test_stopping_closes_with_1001_and_tells_what_was_open(running: Stage)
 
 async def test_an_error_of_the_agent_ends_the_session_with_1011(running: Stage) -> None:
     async with running.live() as (started, line):
-        running.agent.only.tell(ErrorEvent(code="livekit_unavailable", message="The room is gone."))
+        running.agent.only.emit(ErrorEvent(code="livekit_unavailable", message="The room is gone."))
         error = await line.wait("error")
         assert (error["code"], error["message"]) == ("livekit_unavailable", "The room is gone.")
         assert await line.closed() == 1011
@@ -322,7 +322,7 @@ async def test_a_lost_agent_without_another_fails_the_session(running: Stage, mo
 async def test_warnings_of_the_agent_reach_the_sender_and_debug(running: Stage) -> None:
     async with running.live() as (_, line):
         message = "This looks like float32."
-        running.agent.only.tell(WarningEvent(code="wrong_format_suspected", message=message, suspicion="float32"))
+        running.agent.only.emit(WarningEvent(code="wrong_format_suspected", message=message, suspicion="float32"))
         warning = await line.wait("warning")
         assert warning["suspicion"] == "float32"
         (session,) = (await running.http.get("/debug/audio")).json()["sessions"]

@@ -74,7 +74,7 @@ async def test_the_way_can_be_held_to_and_its_changes_are_reported(running: Stag
         path = f"/session/{started['session_id']}/publisher"
         view = (await running.http.post(path, json={"mode": "rtmp"})).json()
         assert view["transport"]["mode"] == "rtmp" and running.agent.only.mode is PublisherMode.RTMP
-        running.agent.only.tell(PublisherChanged(publisher="rtmp", reason="as asked for"))
+        running.agent.only.emit(PublisherChanged(publisher="rtmp", reason="as asked for"))
         assert (await line.wait("publisher.changed"))["publisher"] == "rtmp"
         assert (await running.http.get(f"/session/{started['session_id']}")).json()["moves"] == 0
         wrong = await running.http.post(path, json={"mode": "smoke"})

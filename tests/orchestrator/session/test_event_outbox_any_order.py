@@ -14,7 +14,7 @@ from orchestrator.session import event_outbox as tested
 from orchestrator.session.event_outbox import ClientQueue, EventOutbox
 
 _ACTS = st.one_of(
-    st.tuples(st.just("tell"), st.integers(1, 3)),
+    st.tuples(st.just("emit"), st.integers(1, 3)),
     st.tuples(st.just("ack"), st.integers(1, 3)),
     st.tuples(st.just("read"), st.integers(1, 8)),
     st.tuples(st.just("connect"), st.just(0)),
@@ -62,7 +62,7 @@ def test_a_client_that_names_what_it_saw_gets_each_event_once_and_one_that_does_
         box = EventOutbox("s", Metrics(), EventBus(Metrics()))
         client, reported, samples = Client(), list[int](), 0
         for act, count in acts:
-            if act == "tell":
+            if act == "emit":
                 for _ in range(count):
                     box.publish(WarningEvent(code="c", message="m"))
                     reported.append(box._history[-1][1].id or 0)

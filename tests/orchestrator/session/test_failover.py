@@ -170,7 +170,7 @@ async def test_an_agent_whose_network_is_away_is_no_agent_that_hangs(monkeypatch
         agent = here.of(started["session_id"])
         await line.socket.send(ramp(30.0))  # not played to its end before the fault, however slow the machine
         await until(playing(agent, started["session_id"], at_least_s=0.1))
-        agent.only.tell(PublisherChanged(publisher="none", reason="ICE failed"))
+        agent.only.emit(PublisherChanged(publisher="none", reason="ICE failed"))
         await line.wait("publisher.changed")
         monkeypatch.setattr("orchestrator.session.agent_connection.STILL_S", 0.3)
         agent.pace, agent.shows = 1e-9, False
@@ -194,7 +194,7 @@ async def test_other_ways_to_lose_an_agent(how: str) -> None:
         await until(playing(first, session_id, at_least_s=0.1))
         kept = first.only
         if how == "engine_failed":
-            kept.tell(ErrorEvent(code="engine_failed", message="The card fell off."))
+            kept.emit(ErrorEvent(code="engine_failed", message="The card fell off."))
         else:
             if how == "forgets":
                 first.sessions.clear()
@@ -241,7 +241,7 @@ async def test_the_only_agent_gets_its_session_back() -> None:
         agent = here.of(started["session_id"])
         await line.socket.send(ramp(0.5))
         await until(lambda: known_heard_s(here.stage, started["session_id"]))
-        agent.only.tell(ErrorEvent(code="engine_failed", message="The card fell off."))
+        agent.only.emit(ErrorEvent(code="engine_failed", message="The card fell off."))
         await line.wait("playback.finished")
         assert agent.stopped == [started["session_id"]], "it was asked to stop before it began again"
         assert agent.only.segments[1].base > 0 and agent.only.segments[1].ended
@@ -252,7 +252,7 @@ async def test_a_session_that_moves_too_often_fails() -> None:
         for _ in range(6):
             agent = here.of(started["session_id"])
             moves = (await state(here.stage, started["session_id"]))["moves"]
-            agent.only.tell(ErrorEvent(code="engine_failed", message="The card fell off."))
+            agent.only.emit(ErrorEvent(code="engine_failed", message="The card fell off."))
             if moves < 5:
                 await line.wait("session.state", count=2 * (moves + 1))
         error = await line.wait("error")

@@ -85,7 +85,7 @@ class Worker:
                 return
             self.said += [(s.segment, s.position, s.count) for s in block.spans if s.position is not None]
 
-    def tells(self, state: str = "live") -> None:
+    def report_state(self, state: str = "live") -> None:
         score = self.score
         assert score is not None
         at_s = score.position / ROOM_RATE
@@ -112,7 +112,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
 
 
 ACTS = st.lists(
-    st.tuples(st.sampled_from(["say", "say", "end", "play", "play", "tell", "die", "return"]), st.integers(1, 40)),
+    st.tuples(st.sampled_from(["say", "say", "end", "play", "play", "report", "die", "return"]), st.integers(1, 40)),
     max_size=50,
 )
 
@@ -139,8 +139,8 @@ def test_every_sample_is_said_in_order_and_again_only_what_a_lost_worker_had_not
                 ended += 1
             elif act == "play":
                 worker.plays(much)
-            elif act == "tell" and worker.alive:
-                worker.tells()
+            elif act == "report" and worker.alive:
+                worker.report_state()
             elif act == "die" and worker.alive:
                 worker.dies()
                 lost = True
@@ -158,7 +158,7 @@ def test_every_sample_is_said_in_order_and_again_only_what_a_lost_worker_had_not
         line.end(len(given_), rate)
         for _ in range(400):
             worker.plays(1)
-            worker.tells()
+            worker.report_state()
         reached: dict[int, int] = {}
         for segment, position, count in worker.said:
             at = reached.get(segment, 0)
@@ -175,7 +175,7 @@ def test_sound_is_sent_two_seconds_ahead_and_the_rest_as_it_is_heard(worker: Wor
     assert [(m.start, m.rate) for m in worker.of(SegmentPcm)] == [(0, 16_000)]
     assert worker.score is not None and worker.score.buffer_s == pytest.approx(2.0, abs=0.01)
     worker.plays(5)
-    worker.tells()
+    worker.report_state()
     assert [m.start for m in worker.of(SegmentPcm)] == [0, 32_000]
     assert worker.line.outstanding_s == pytest.approx(9.5, abs=0.01)
     assert worker.line.view()["buffer_s"] == pytest.approx(7.5, abs=0.01)
