@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from musetalk_agent.protocol.messages import ErrorEvent, Event, LinkAck, LinkHello, LinkVoice, PublisherChanged
@@ -106,41 +107,45 @@ class AgentLost(Exception):
         self.at = at
 
 
-class AgentConnection:
-    """Serves one session through one agent.
+@dataclass(frozen=True, slots=True)
+class AgentHandlers:
+    """The session's side of a connection to its agent. All are called on the event loop and must not block.
 
     Args:
         pull: gives the next message for the agent, see `Pull`.
+        at_agent_s: seconds of speech that were forwarded and are not known to be heard.
         on_heard: called with each playout position that the agent reports (segment, seconds).
-        on_event: called with the agent's events, except failures, which end `run`.
+        on_event: called with the agent's events, except failures, which end `AgentConnection.run`.
+        on_end: called with the connection when `run` ends.
         on_voice: called with the agent's playout times where the orchestrator publishes the audio.
         on_hello: called with the first message of each connection.
-        on_end: called with this connection when `run` ends.
-        at_agent_s: seconds of speech that were forwarded and are not known to be heard.
-        adopt_after: see `AgentLink`.
     """
+
+    pull: Pull
+    at_agent_s: Callable[[], float]
+    on_heard: Callable[[int, float], None]
+    on_event: Callable[[Event], None]
+    on_end: Callable[[AgentConnection], None]
+    on_voice: Callable[[LinkVoice], None] | None = None
+    on_hello: Callable[[LinkHello], None] | None = None
+
+
+class AgentConnection:
+    """Serves one session through one agent. `adopt_after`: see `AgentLink`."""
 
     def __init__(
         self,
         session_id: str,
         lease: AgentLease,
         metrics: Metrics,
-        *,
-        pull: Pull,
-        on_heard: Callable[[int, float], None],
-        on_event: Callable[[Event], None],
-        on_voice: Callable[[LinkVoice], None] | None = None,
-        on_hello: Callable[[LinkHello], None] | None,
-        on_end: Callable[[AgentConnection], None],
-        at_agent_s: Callable[[], float],
+        session: AgentHandlers,
         adopt_after: int | None = None,
     ) -> None:
         self.lease = lease
         self.liveness = LivenessMonitor(time.monotonic())
-        self._on_heard, self._forward_event = on_heard, on_event
-        self._on_end, self._at_agent_s = on_end, at_agent_s
+        self._session = session
         self._failure: asyncio.Future[ProblemError] = asyncio.get_running_loop().create_future()
-        peer = LinkPeer(pull, self._on_event, self._on_ack, on_voice, on_hello)
+        peer = LinkPeer(session.pull, self._on_event, self._on_ack, session.on_voice, session.on_hello)
         self.link = AgentLink(lease, session_id, peer, metrics, adopt_after=adopt_after)
 
     async def run(self) -> None:
@@ -158,11 +163,11 @@ class AgentConnection:
                     raise self._judge(self._failure.result())
                 if link.done():
                     self._end(link)
-                self._check(time.monotonic(), max(self._at_agent_s(), self.liveness.buffered_s))
+                self._check(time.monotonic(), max(self._session.at_agent_s(), self.liveness.buffered_s))
         finally:
             link.cancel()
             await asyncio.gather(link, return_exceptions=True)
-            self._on_end(self)
+            self._session.on_end(self)
 
     def figures(self, now: float) -> dict[str, Any]:
         """For `/debug/audio`: what the agent said last, and how long ago."""
@@ -204,13 +209,13 @@ class AgentConnection:
         now = time.monotonic()
         self.liveness.acked(ack, now)
         if ack.segment:
-            self._on_heard(ack.segment, ack.heard_s)
+            self._session.on_heard(ack.segment, ack.heard_s)
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, PublisherChanged):
             self.liveness.published(event.publisher, time.monotonic())
         if not isinstance(event, ErrorEvent):
-            self._forward_event(event)
+            self._session.on_event(event)
         elif not self._failure.done():
             self._failure.set_result(ProblemError(_code(event.code), event.message))
 

@@ -36,7 +36,7 @@ from orchestrator.audio.outgoing_segment import LinkMessage
 from orchestrator.audio.segments import DEFAULT_RATE, Clearing, SegmentTracker
 from orchestrator.events import EventBus
 from orchestrator.metrics import Metrics
-from orchestrator.session.agent_connection import AgentConnection
+from orchestrator.session.agent_connection import AgentConnection, AgentHandlers
 from orchestrator.session.event_outbox import ClientQueue, EventOutbox
 from orchestrator.session.speech_queue import SegmentSpans, SpeechQueue
 from orchestrator.store.session_store import Progress
@@ -204,19 +204,16 @@ class SpeechPipeline:
 
         `follower` plays the same audio in the orchestrator's own voice.
         """
-        self.side = AgentConnection(
-            self.session_id,
-            lease,
-            self._metrics,
+        handlers = AgentHandlers(
             pull=self.next_item if follower is None else follower.mirrored(self.next_item),
+            at_agent_s=lambda: self._tracker.at_agent_s,
             on_heard=self.on_heard,
             on_event=self.on_event,
+            on_end=self._detach_agent,
             on_voice=follower.on_voice if follower is not None else None,
             on_hello=self._greeted if self._inherited is not None else None,
-            on_end=self._detach_agent,
-            at_agent_s=lambda: self._tracker.at_agent_s,
-            adopt_after=adopt_after,
         )
+        self.side = AgentConnection(self.session_id, lease, self._metrics, handlers, adopt_after)
         self.attach_renderer(self.side.link)
         return self.side
 
