@@ -1,9 +1,8 @@
-"""How a clip's bytes come in: fetched from an address that a stranger named, or uploaded; within limits, and kept only when
-whole.
+"""Receives a clip's bytes: fetched from an address that a stranger named, or uploaded; within limits, and kept only when whole.
 
-Every hop's name is resolved once, all its addresses are checked, and the connection goes to a checked one: a name that changes
-its mind between check and connection changes nothing. httpcore is used directly because it follows no redirect, reads no proxy
-from the environment, keeps no cookie and unpacks no content encoding.
+Every hop's name is resolved once, all its addresses are checked, and the connection goes to a checked one: a name that
+resolves differently after the check (DNS rebinding) changes nothing. httpcore is used directly because it follows no redirect,
+reads no proxy from the environment, keeps no cookie and unpacks no content encoding.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Finds where one clip of a person may cross-fade into another: at frames that look alike, and as slowly as their remaining
+"""Finds passages: cross-fades from one clip of a person into another, at frames that look alike, and as slowly as their remaining
 difference needs."""
 
 from __future__ import annotations

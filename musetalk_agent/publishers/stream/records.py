@@ -30,12 +30,12 @@ def frame_head(picture: QueuedFrame) -> bytes:
 
 
 def end_record() -> bytes:
-    """Nothing comes any more."""
+    """The end of the stream."""
     return RECORD.pack(END, 0.0, 0, 0, 0, False)
 
 
 def bitrate_record(bitrate: int) -> bytes:
-    """So many bits per second from now on."""
+    """Sets the encoder's bitrate from here on (bit/s)."""
     return RECORD.pack(BITRATE, 0.0, 0, bitrate, 0, False)
 
 

@@ -16,11 +16,11 @@ log = logging.getLogger(__name__)
 ANSWER_S = 1.0
 """A word said within the last second of a reply answers it: "yes" is no backchannel then."""
 HELD_MOST_S = 6.0
-"""After so long without a person's voice the avatar goes on, whatever became of the recogniser."""
+"""After so long without a person's voice the avatar goes on, even if the recogniser has not answered."""
 
 
 class Floor:
-    """One conversation's. `hold` may come at any time and often; each end of speech brings one `settle`.
+    """Turn-taking of one conversation. `hold` may come at any time and often; each end of speech brings one `settle`.
 
     Args:
         session: whose speech is held and interrupted.
