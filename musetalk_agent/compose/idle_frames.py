@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import mmap
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Generic
+
+import numpy as np
 
 from musetalk_agent.clock import Clock
 from musetalk_agent.compose.compositor import Compositor
@@ -21,12 +23,12 @@ from musetalk_agent.media_types import VideoFrame
 def load_idle(compositor: Compositor, idle_index: int, pose: Pose = AS_IT_IS) -> VideoFrame:
     """Composes an idle frame, in its layers, and loads it into memory. Blocks on the disk: call it in a worker thread.
 
-    A frame without a patch is a view of the bundle's file. One byte of each page is read here, so that the page faults of a file
-    that is not in the page cache happen in this thread and not where the frame is published.
+    A frame without a patch is a view of the bundle's file, which is copied here: a copy lets other threads run while a file that
+    is not in the page cache is read. A look at single bytes keeps the interpreter's lock meanwhile, and the event loop waits.
     """
     frame = compositor.idle(idle_index, pose)
-    if frame.alpha is None:
-        frame.i420[:: mmap.PAGESIZE].sum()
+    if frame.alpha is None and not frame.i420.flags.writeable:
+        frame = replace(frame, i420=np.array(frame.i420))
     return frame
 
 

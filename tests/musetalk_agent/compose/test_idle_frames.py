@@ -15,7 +15,7 @@ from musetalk_agent.clock import VirtualClock
 from musetalk_agent.compose.compositor import Compositor
 from musetalk_agent.compose.head_motion import HeadMotion
 from musetalk_agent.compose.idle import LoopCursor
-from musetalk_agent.compose.idle_frames import IdleFrames
+from musetalk_agent.compose.idle_frames import IdleFrames, load_idle
 from musetalk_agent.compose.timeline import ShownFace, Timeline
 from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.pattern import PatternEngine, PatternSession, pattern_bundle
@@ -106,6 +106,14 @@ async def test_a_busy_pool_repeats_a_frame_and_the_clip_goes_on_where_it_was() -
             shown.append(frame.idle_index)
             await clock.run(clock.now() + 0.01)
     assert shown == [1, 2, 3, 2, 1, 0]
+
+
+def test_a_loaded_frame_is_no_view_of_the_clip_s_file() -> None:
+    bundle = pattern_bundle(64, 48, 25)
+    bundle.frames.flags.writeable = False  # as of a bundle on the disk
+    loaded = load_idle(Compositor(bundle), 0).i420
+    assert np.array_equal(loaded, bundle.frames[0].reshape(-1)) and not np.shares_memory(loaded, bundle.frames)
+    assert loaded.flags.writeable, "the event loop would copy it for the SDK"
 
 
 async def test_what_making_a_frame_raises_reaches_the_session() -> None:
