@@ -6,7 +6,7 @@
 
 import { ApiError } from "./avatar-client.js";
 import { Camera } from "./camera.js";
-import { $, setText } from "./elements.js";
+import { $, onClosed, setText } from "./elements.js";
 import { showIn } from "./problem-view.js";
 import { t } from "./strings.js";
 
@@ -27,7 +27,7 @@ export class AddAvatar {
     this.sending = null;
     $("add-avatar").addEventListener("click", () => this.open());
     $("add-cancel").addEventListener("click", () => $("add-dialog").close());
-    $("add-dialog").addEventListener("close", () => this.#closed());
+    onClosed($("add-dialog"), () => this.#forget());
     $("add-form").addEventListener("change", () => this.#show());
     $("take-photo").addEventListener("click", () => void this.#takePhoto());
     $("add-form").addEventListener("submit", (/** @type {Event} */ event) => {
@@ -37,6 +37,7 @@ export class AddAvatar {
   }
 
   open() {
+    this.#forget();
     showIn($("add-problem"), null);
     $("add-dialog").showModal();
     this.#show();
@@ -150,7 +151,7 @@ export class AddAvatar {
     this.#showButtons();
   }
 
-  #closed() {
+  #forget() {
     this.sending?.abort();
     this.#forgetPhoto();
     this.#ended();

@@ -5,7 +5,7 @@
  */
 
 import { AvatarClips } from "./avatar-clips.js";
-import { $, make, setText } from "./elements.js";
+import { $, make, onClosed, setText } from "./elements.js";
 import { stateText } from "./gallery.js";
 import { Preview } from "./preview.js";
 import { showIn, warningItems } from "./problem-view.js";
@@ -41,7 +41,7 @@ export class AvatarDialog {
     /** Delete was pressed once. */
     this.armed = false;
     $("tune-close").addEventListener("click", () => $("tune-dialog").close());
-    $("tune-dialog").addEventListener("close", () => this.#closed());
+    onClosed($("tune-dialog"), () => this.#forget());
     $("tune-form").addEventListener("input", () => this.#edited());
     $("tune-form").addEventListener("submit", (/** @type {Event} */ event) => {
       event.preventDefault();
@@ -55,6 +55,7 @@ export class AvatarDialog {
 
   /** @param {LibraryAvatar} avatar */
   async open(avatar) {
+    this.#forget();
     this.avatar = avatar;
     showIn($("tune-problem"), null);
     this.#arm(false);
@@ -182,7 +183,7 @@ export class AvatarDialog {
     }
   }
 
-  #closed() {
+  #forget() {
     this.avatar = null;
     this.preview.clear();
     this.clips.close();

@@ -7,6 +7,15 @@
 /** @param {string} id @returns {any} */
 export const $ = (id) => document.getElementById(id);
 
+/**
+ * Calls `forget` when a dialog has been closed. The event comes with the next frame, which on a busy machine is late: what was opened
+ * again meanwhile is not forgotten, so who opens it does that first.
+ * @param {HTMLDialogElement} dialog @param {() => void} forget
+ */
+export function onClosed(dialog, forget) {
+  dialog.addEventListener("close", () => dialog.open || forget());
+}
+
 /** Sets an element's text where it differs, so that screen readers do not announce the same text again. @param {Element} element @param {string} text */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;

@@ -48,6 +48,28 @@ FLAGS = (
 )
 LOOK_S = 0.05
 """Between two looks at a page: each runs in three processes."""
+MIDDLE = """(async () => {
+  const middle = () => {
+    const element = document.querySelector(%s);
+    element.scrollIntoView({block: 'nearest'});
+    const {x, y, width, height} = element.getBoundingClientRect();
+    return [x + width / 2, y + height / 2];
+  };
+  for (let place = middle(); ; ) {
+    await new Promise(requestAnimationFrame);
+    const now = middle();
+    if (now[0] === place[0] && now[1] === place[1]) return now;
+    place = now;
+  }
+})()"""
+"""Where an element is, once it has been there for a frame."""
+SEEN = """(() => {
+  const options = new Set([...document.querySelectorAll('option')].map(({label}) => label));
+  const text = ([...document.querySelectorAll('dialog[open]')].at(-1) ?? document.body).innerText;
+  const seen = text.split('\\n').filter((line) => line && !options.has(line)).join(' | ');
+  return `focus on ${document.activeElement?.id}; ${seen}`;
+})()"""
+"""The focus, and the text of the dialog or the page without what can be chosen."""
 KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
 
 
@@ -145,22 +167,21 @@ class Page:
         return result["result"].get("value")
 
     async def until(self, condition: str) -> Any:
-        """Waits for a JavaScript expression to be true, and gives its value; raises AssertionError after `NEVER_S`."""
-        return await until(lambda: self.run(condition), every_s=LOOK_S)
+        """Waits for a JavaScript expression to be true, and gives its value.
 
-    async def mouse(self, selector: str, kind: str) -> None:
-        """`mousePressed` or `mouseReleased`, by the left button in the middle of an element."""
-        box = await self.run(
-            f"(() => {{ const e = document.querySelector({selector!r}); e.scrollIntoView({{block: 'nearest'}});"
-            " const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
-        )
-        where = {"x": box[0], "y": box[1], "button": "left", "clickCount": 1}
-        await self.send("Input.dispatchMouseEvent", type=kind, **where)
+        Raises AssertionError, which says what the page showed, after `NEVER_S`.
+        """
+        try:
+            return await until(lambda: self.run(condition), NEVER_S, every_s=LOOK_S)
+        except AssertionError:
+            errors = "; ".join(self.errors) or "none"
+            raise AssertionError(f"never: {condition}\nerrors: {errors}\nseen: {await self.run(SEEN)}") from None
 
     async def click(self, selector: str) -> None:
-        """A real click, which unlocks sound as a person's does."""
-        await self.mouse(selector, "mousePressed")
-        await self.mouse(selector, "mouseReleased")
+        """A real click, which unlocks sound as a person's does: pressed and released in one place, once the element rests there."""
+        x, y = await self.run(MIDDLE % json.dumps(selector))
+        for kind in ("mousePressed", "mouseReleased"):
+            await self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     async def key(self, key: str, *, hold: Callable[[], Awaitable[object]] | None = None) -> None:
         """Presses `Tab`, `Enter`, `Escape` or the space bar, and releases it when `hold` has returned."""
