@@ -45,6 +45,8 @@ NEW_TRACK_S = 0.4
 """If the standby voice was never heard, the agent waits this long for listeners to subscribe to its track."""
 UNDER_WAY_S = 0.1
 """Audio that is still in the SDK when the voice ends."""
+STOP_S = 1.0
+"""A worker that has not reported so long after the cut that it stopped is not waited for: it may have been lost meanwhile."""
 MakeLine = Callable[[Callable[[LineReport], None]], VoiceLine]
 _log = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class StandbyVoice:
         self._line: VoiceLine | None = None
         self._standing_in = False
         self._until: float | None = None
+        self._overdue: asyncio.TimerHandle | None = None
         self._rates: dict[int, int] = {}
         self._ends: dict[int, float] = {}
 
@@ -98,6 +101,7 @@ class StandbyVoice:
     def close(self) -> None:
         """The session is over: leaves the room."""
         self._standing_in = False
+        self._leave_turn()
         if self._line is not None:
             self._line.leave()
             self._line = None
@@ -113,7 +117,7 @@ class StandbyVoice:
 
     def stand_in(self) -> None:
         """The agent is gone, and what it did not bring to the listeners waits: it is said from here, as soon as it can be."""
-        self._until = None
+        self._leave_turn()
         line = self._line or self._new_line()
         if line is None:
             return
@@ -145,6 +149,8 @@ class StandbyVoice:
             more_s = NEW_TRACK_S if not spoken else 0.0 if cut.segment else UNDER_WAY_S
             self._until = cut.at + more_s
             self._live.rewind(segment, heard_s, self._until)
+            wait_s = self._until - time.monotonic() + STOP_S
+            self._overdue = asyncio.get_running_loop().call_later(max(0.0, wait_s), self._end_of_turn)
             extra = {"session_id": self._live.session_id, "segment": segment, "heard_s": round(heard_s, 3)}
             _log.info("voice hands over", extra=extra)
 
@@ -208,7 +214,7 @@ class StandbyVoice:
     def _due(self, timing: LinkVoice) -> None:
         if self._line is not None and not self._standing_in:
             at = time.monotonic() + timing.in_s - self._live.link_delay_s()
-            self._until = None
+            self._leave_turn()
             self._line.follow(timing.segment, timing.heard_s, at, held=timing.held)
 
     def _on_report(self, report: LineReport) -> None:
@@ -226,9 +232,16 @@ class StandbyVoice:
             for number in [n for n in numbers if n < report.segment - 1]:
                 del numbers[number]
 
+    def _leave_turn(self) -> None:
+        """The voice's end is not waited for any more."""
+        self._until = None
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
+
     def _end_of_turn(self) -> None:
         """The agent speaks: the voice leaves the air, and the room unless it stays there."""
-        self._until = None
+        self._leave_turn()
         if self._line is None or self._always:
             return
         if self._stays:

@@ -103,7 +103,7 @@ class PlayoutScheduler:
             self._due = DueAudio(0, 0, 0.0, held=True)
 
     def cut(self, after_s: float, within_s: float, next_at: float, *, spoken: bool) -> Stop | None:
-        """Chooses where to stop and stops there; None when there is nothing to say.
+        """Chooses where to stop and stops there; None when there is nothing to say: it stops where it is.
 
         Args:
             after_s: at least this long after the next block begins.
@@ -113,6 +113,7 @@ class PlayoutScheduler:
         """
         sound = self._current()
         if sound is None:
+            self._stop = Stop(self.segment, self.position, next_at, whole=True)
             return None
         place = self.position
         if spoken:

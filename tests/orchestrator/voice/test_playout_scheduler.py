@@ -188,4 +188,20 @@ def test_a_cut_before_the_first_word_leaves_all_to_the_agent_and_one_near_the_en
     assert stop is not None and (stop.segment, stop.position, stop.at) == (3, ROOM_RATE, room.now)
     whole = room.score.cut(1.2, 0.4, room.now, spoken=True)
     assert whole is not None and whole.whole and whole.position == 2 * ROOM_RATE
-    assert PlayoutScheduler().cut(0.7, 0.4, 0.0, spoken=True) is None
+
+
+def test_a_cut_after_the_last_word_stops_there_and_what_comes_later_waits_until_it_is_free() -> None:
+    room = Room()
+    room.score.append(1, ROOM_RATE, 0, counting(200))
+    room.score.end(1)
+    room.run(0.4)
+    assert not room.score.stopped
+    assert room.score.cut(0.7, 0.4, room.playout.next_at(room.now), spoken=True) is None
+    assert room.score.stopped
+    heard = len(room.heard)
+    room.score.append(2, ROOM_RATE, 0, counting(200))
+    room.run(0.4)
+    assert len(room.heard) == heard
+    room.score.free()
+    room.run(0.4)
+    assert len(room.heard) == heard + 200

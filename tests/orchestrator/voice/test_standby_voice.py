@@ -198,6 +198,34 @@ async def test_an_agent_that_is_lost_before_its_turn_leaves_the_voice_where_it_i
     assert sum(m.start == 12_800 for m in worker.of(SegmentPcm)) <= 1  # nothing is sent twice
 
 
+async def test_a_voice_that_has_said_everything_leaves_once_it_is_heard(clock: Clock) -> None:
+    talk, worker = Talk(), Worker()
+    voice = voice_of(talk, worker)
+    talk.say(1.0, end=True)
+    lost(talk, 0.5)
+    voice.stand_in()
+    worker.report(segment=1, heard_s=1.0, handed_s=1.0, next_segment=1, next_s=1.0, finished=[1])
+    await asyncio.gather(voice.hand_over(), worker.answer(segment=0, heard_s=0.0, at=clock.now, whole=False))
+    assert voice.position() == (1, 1.0)
+    clock.now += 0.11
+    worker.report(segment=1, heard_s=1.0, handed_s=1.0, next_segment=1, next_s=1.0, stopped=True)
+    assert len(worker.of(LeaveRoom)) == 1 and voice.view() is None and voice.position() is None
+
+
+async def test_a_worker_that_never_reports_its_stop_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tested, "STOP_S", 0.0)
+    talk, worker = Talk(), Worker()
+    voice = voice_of(talk, worker)
+    talk.say(4.0)
+    lost(talk, 0.5)
+    voice.stand_in()
+    worker.report(segment=1, heard_s=0.7, handed_s=0.8, next_segment=1, next_s=0.8)
+    at = time.monotonic() - 1.0
+    await asyncio.gather(voice.hand_over(), worker.answer(segment=1, heard_s=1.25, at=at, whole=False))
+    await until(lambda: worker.of(LeaveRoom))
+    assert voice.view() is None and voice.position() is None
+
+
 async def test_where_nobody_speaks_no_track_is_published() -> None:
     talk, worker = Talk(), Worker()
     voice = voice_of(talk, worker)
