@@ -116,79 +116,6 @@ async def test_types_hears_and_sees_it_speak_and_interrupts(whole_page: Page, st
     clean(page)
 
 
-async def test_panel_tells_what_goes_on(page: Page, stack: Stack) -> None:
-    await start(page, stack)
-    await page.click("#text")
-    await page.type("One, two, three.")
-    await page.click("#speak")
-    await page.until("document.getElementById('diagnosis-code').textContent === 'ok'")
-    await page.until("document.getElementById('events').textContent.includes('finished after')")
-    await page.until("!document.getElementById('skew').hidden")
-    tiles: dict[str, Any] = await page.run(
-        "Object.fromEntries([...document.querySelectorAll('.tiles > div')].map((e) => [...e.children].map((c) => c.textContent)))"
-    )
-    assert tiles["Publisher"] == "livekit"
-    for name in ("First frame after", "Speak to audio", "Frame rate"):
-        assert float(tiles[name].split()[0]) > 0, name
-    assert math.isfinite(float(tiles["Audio vs video"].replace("−", "-").split()[0]))
-    counts = await page.run("[...document.querySelectorAll('#funnel li')].map((e) => e.children[1].textContent)")
-    assert len(counts) == 7
-    assert "0" not in counts[:6]
-    assert [url for url in page.requests if "/debug/" in url] == []  # which are for operators only
-    clean(page)
-
-
-async def test_captions_follow_the_speech_and_can_be_switched_off(page: Page, stack: Stack) -> None:
-    await start(page, stack)
-    log = "[...document.getElementById('captions-log').children].map((line) => line.textContent)"
-    await page.click("#text")
-    await page.type("This is shown. So is this.")
-    await page.key("Enter")
-    await page.until("document.getElementById('captions-text').textContent.startsWith('This is')")
-    assert await page.run("document.getElementById('captions').checkVisibility()")
-    assert await page.run("document.getElementById('captions').ariaHidden") == "true"
-    assert await page.run("document.getElementById('captions-log').ariaLive") == "polite"
-    await page.until(f"{log}.length === 2")
-    assert await page.run(log) == ["This is shown.", "So is this."]  # whole sentences, for screen readers
-    await page.until("document.getElementById('captions').hidden")
-
-    await page.click("#captions-toggle")
-    assert await page.run("document.getElementById('captions-toggle').ariaPressed") == "false"
-    await page.click("#text")
-    await page.type("This is not.")
-    await page.key("Enter")
-    await page.until("document.getElementById('events').textContent.includes('Segment 2 finished')")
-    assert await page.run(log) == ["This is shown.", "So is this."]
-    assert await page.run("document.getElementById('captions').hidden")
-    clean(page)
-
-
-async def test_asks_for_the_status_after_events_only(page: Page, stack: Stack) -> None:
-    await start(page, stack)
-    session = await session_id(page)
-
-    def asked() -> int:
-        return sum(url.endswith(f"/session/{session}") for url in page.requests)
-
-    await page.run("""globalThis.read = 0, new MutationObserver(() => read += 1).observe(
-        document.getElementById('timing-facts'), {childList: true, characterData: true, subtree: true}), null""")
-
-    async def rests() -> bool:  # the figures of the browser go on, and the orchestrator is asked nothing
-        before = asked()
-        await page.run("read = 0, null")
-        await page.until("read >= 6")
-        return asked() == before
-
-    await until(rests, every_s=LOOK_S)
-    before = asked()
-    await page.click("#text")
-    await page.type("One.")
-    await page.key("Enter")
-    await page.until("document.getElementById('events').textContent.includes('finished after')")
-    await until(lambda: asked() > before)
-    clean(page)
-
-
 async def test_the_policy_lets_the_page_connect_to_its_own_hosts_only(page: Page, stack: Stack) -> None:
     await page.open(f"{stack.url}/")
     code = """(async () => {
@@ -222,7 +149,7 @@ def settled(measured: dict[str, list[float]]) -> bool:
 async def test_lips_and_sound_meet_in_the_browser(page: Page, stack: Stack) -> None:
     await page.open(f"{stack.url}/")
     await page.run(SKEW.read_text(), gesture=True)
-    await page.until("skew.measured.heard.length >= 16 && skew.measured.reported.filter(Number.isFinite).length >= 8")
+    await page.until("skew.measured.heard.length >= 10 && skew.measured.reported.some(Number.isFinite)")
     # The jitter buffers settle first; on a machine that is busy with other tests that takes longer.
 
     async def together() -> bool:
@@ -298,21 +225,101 @@ async def test_asks_for_the_key_where_no_token_is_handed_out(page: Page, stack: 
     assert [e for e in page.errors if "404" not in e and "401" not in e] == []
 
 
-async def test_phone_shows_everything_without_scrolling_sideways(page: Page, stack: Stack) -> None:
+async def test_captions_and_panel_follow_the_speech_and_the_status_is_asked_for_after_events_only(
+    page: Page, stack: Stack
+) -> None:
+    await start(page, stack)
+    await captions_follow_and_can_be_switched_off(page)
+    await panel_tells_what_went_on(page)
+    await status_follows_events(page, await session_id(page))
+    clean(page)
+
+
+async def captions_follow_and_can_be_switched_off(page: Page) -> None:
+    """In a session that has said nothing; afterwards two texts are said."""
+    log = "[...document.getElementById('captions-log').children].map((line) => line.textContent)"
+    await page.click("#text")
+    await page.type("This is shown. So is this.")
+    await page.key("Enter")
+    await page.until("document.getElementById('captions-text').textContent.startsWith('This is')")
+    assert await page.run("document.getElementById('captions').checkVisibility()")
+    assert await page.run("document.getElementById('captions').ariaHidden") == "true"
+    assert await page.run("document.getElementById('captions-log').ariaLive") == "polite"
+    await page.until(f"{log}.length === 2")
+    assert await page.run(log) == ["This is shown.", "So is this."]  # whole sentences, for screen readers
+    await page.until("document.getElementById('captions').hidden")
+
+    await page.click("#captions-toggle")
+    assert await page.run("document.getElementById('captions-toggle').ariaPressed") == "false"
+    await page.click("#text")
+    await page.type("This is not.")
+    await page.click("#speak")
+    await page.until("document.getElementById('events').textContent.includes('Segment 2 finished')")
+    assert await page.run(log) == ["This is shown.", "So is this."]
+    assert await page.run("document.getElementById('captions').hidden")
+
+
+async def panel_tells_what_went_on(page: Page) -> None:
+    """In a session that has spoken."""
+    await page.until("document.getElementById('diagnosis-code').textContent === 'ok'")
+    await page.until("document.getElementById('events').textContent.includes('finished after')")
+    await page.until("!document.getElementById('skew').hidden")
+    tiles: dict[str, Any] = await page.run(
+        "Object.fromEntries([...document.querySelectorAll('.tiles > div')].map((e) => [...e.children].map((c) => c.textContent)))"
+    )
+    assert tiles["Publisher"] == "livekit"
+    for name in ("First frame after", "Speak to audio", "Frame rate"):
+        assert float(tiles[name].split()[0]) > 0, name
+    assert math.isfinite(float(tiles["Audio vs video"].replace("−", "-").split()[0]))
+    counts = await page.run("[...document.querySelectorAll('#funnel li')].map((e) => e.children[1].textContent)")
+    assert len(counts) == 7
+    assert "0" not in counts[:6]
+    assert [url for url in page.requests if "/debug/" in url] == []  # which are for operators only
+
+
+async def status_follows_events(page: Page, session: str) -> None:
+    """Nothing is asked while nothing happens; something is after a text."""
+
+    def asked() -> int:
+        return sum(url.endswith(f"/session/{session}") for url in page.requests)
+
+    await page.run("""globalThis.read = 0, new MutationObserver(() => read += 1).observe(
+        document.getElementById('timing-facts'), {childList: true, characterData: true, subtree: true}), null""")
+
+    async def rests() -> bool:  # the figures of the browser go on, and the orchestrator is asked nothing
+        before = asked()
+        await page.run("read = 0, null")
+        await page.until("read >= 4")
+        return asked() == before
+
+    await until(rests, every_s=LOOK_S)
+    before = asked()
+    await page.click("#text")
+    await page.type("One.")
+    await page.key("Enter")
+    await page.until("document.getElementById('events').textContent.includes('Segment 3 finished')")
+    await until(lambda: asked() > before)
+
+
+async def test_phone_shows_everything_without_scrolling_sideways_and_leaving_ends_the_session(
+    page: Page, stack: Stack
+) -> None:
     await page.size(360, 740, scale=2)
     await page.open(f"{stack.url}/")
     assert await page.run(OVERFLOW) == 0
     await page.click("#start")
     await page.until(LIVE)
     await page.run("document.getElementById('panel').open = true")
-    await session_id(page)
+    session = await session_id(page)
     assert await page.run(OVERFLOW) == 0
     small = {name: height for name, height in await page.run(TARGETS) if height < 24}
     assert small == {}
+    await page.open("about:blank")
+    await stopped(stack, session)
     clean(page)
 
 
-async def test_talk_says_what_is_missing_and_say_goes_on(page: Page, stack: Stack) -> None:
+async def test_talk_says_what_is_missing_and_say_goes_on_until_the_session_ends(page: Page, stack: Stack) -> None:
     await page.size(1280, 800)
     await page.open(f"{stack.url}/")
     await page.click("#start-talk")
@@ -325,19 +332,10 @@ async def test_talk_says_what_is_missing_and_say_goes_on(page: Page, stack: Stac
     await page.until(LIVE)
     assert await page.run("document.getElementById('problem').hidden")
     assert await page.run("document.getElementById('speak-form').checkVisibility()")
-    clean(page, "/session/start")
 
-
-async def test_session_ends_with_the_page_and_the_page_with_the_session(page: Page, stack: Stack) -> None:
-    await start(page, stack)
-    first = await session_id(page)
-    await page.open("about:blank")
-    await stopped(stack, first)
-
-    await start(page, stack)
     await asyncio.to_thread(stack.post, f"/session/{await session_id(page)}/stop")
     await page.until("document.body.dataset.phase === 'ready'")
     assert "Press Talk or Say to begin again" in await text(page, "status")
     await page.click("#start")
     await page.until(LIVE)
-    clean(page)
+    clean(page, "/session/start")

@@ -285,10 +285,10 @@ async def test_what_is_said_is_shown_and_answered_aloud(recorded_page: Page, tal
     clean(page)
 
 
-async def test_texts_work_without_a_microphone_and_while_it_speaks(
+async def test_texts_work_without_a_microphone_and_after_a_lost_conversation(
     page: Page, talking: Stack, fake: FakeModels
 ) -> None:
-    fake.replies = [LONG, "Very well."]
+    fake.replies = [LONG, "Very well.", LONG, "I am here."]
     await start(page, talking, microphone=False)
     await write(page, "Tell me a story.")
     await page.until(f"{STATE} === 'speaking'")
@@ -308,18 +308,23 @@ async def test_texts_work_without_a_microphone_and_while_it_speaks(
     assert LONG.startswith(lines[1][1]) and len(lines[1][1]) < len(LONG)
     assert lines[3][1] == "Very well."
     assert await page.run("document.querySelectorAll('#growing .line').length") == 0
-    clean(page)
 
-
-async def test_escape_ends_the_reply(page: Page, talking: Stack, fake: FakeModels) -> None:
-    fake.replies = [LONG]
-    await start(page, talking, microphone=False)
-    await write(page, "Tell me a story.")
+    await page.until(f"{STATE} === 'listening'")
+    await write(page, "Once more.")
     await page.until("document.querySelector('#growing .assistant .words')?.textContent.split(' ').length > 4")
     await page.key("Escape")
-    await page.until(f"{REPLIES} === 1 && {STATE} === 'listening'")
-    (_, reply) = await agree(page, talking)
-    assert reply[2] and LONG.startswith(reply[1]) and len(reply[1]) < len(LONG)
+    await page.until(f"{REPLIES} === 3 && {STATE} === 'listening'")
+    reply, cut = (await agree(page, talking))[-1][1:]
+    assert cut and LONG.startswith(reply) and len(reply) < len(LONG)
+
+    await page.run(f"""globalThis.states = [], new MutationObserver(() => states.push({STATE})).observe(
+      document.getElementById('conversation'), {{attributes: true, attributeFilter: ['data-state']}}), null""")
+    await asyncio.to_thread(kill_worker, talking)
+    await page.until("states.includes('away')")
+    await write(page, "And now?")
+    await page.until(f"{REPLIES} === 4")
+    assert [text for _, text, _ in (await page.run(LINES))[-3:]] == [reply, "And now?", "I am here."]
+    assert await page.run(LIVE)
     clean(page)
 
 
@@ -363,17 +368,11 @@ async def test_the_microphone_is_muted_and_pushed_by_keys_and_given_back_with_th
     await asyncio.to_thread(talking.post, f"/session/{session}/stop")
     await page.until("document.body.dataset.phase === 'ready'")
     assert await given_back(page)
+    await the_choice_of_push_to_talk_stays(page, talking)
     clean(page)
 
 
-async def test_leaving_ends_the_session_and_the_choice_of_push_to_talk_stays(
-    page: Page, talking: Stack, fake: FakeModels
-) -> None:
-    await start(page, talking)
-    await page.click("#push-to-talk")
-    session = await session_id(page)
-    await page.open("about:blank")
-    await stopped(talking, session)
+async def the_choice_of_push_to_talk_stays(page: Page, talking: Stack) -> None:
     await page.open(f"{talking.url}/")
     await page.click("#start-talk")
     await page.until(LIVE)
@@ -387,9 +386,9 @@ async def test_leaving_ends_the_session_and_the_choice_of_push_to_talk_stays(
     await page.until(LIVE)
     assert await given_back(page)
     assert await page.run("document.getElementById('conversation').hidden && !document.getElementById('hold').hidden")
-    clean(page)
 
 
+LANGUAGES = ("en", "zh-CN")
 ERROR = """(() => {
   document.getElementById('problem-text').textContent =
     'The browser may not use the microphone. Allow it in the address bar, then try again.';
@@ -399,36 +398,47 @@ ERROR = """(() => {
 })()"""
 
 
-@pytest.mark.parametrize("languages", ["en", "zh-CN"])
-async def test_phone_shows_the_conversation_without_scrolling_sideways(
-    page: Page, talking: Stack, fake: FakeModels, languages: str
+async def test_phone_shows_the_conversation_without_scrolling_sideways_and_leaving_ends_the_session(
+    page: Page, talking: Stack, fake: FakeModels
 ) -> None:
     fake.replies = [LONG]
-    agent = await page.run("navigator.userAgent")
-    await page.send("Network.setUserAgentOverride", userAgent=agent, acceptLanguage=languages)
     await page.size(360, 740, scale=2)
     await permit(page, talking, microphone=True)
     await page.open(f"{talking.url}/")
-    assert await page.run(OVERFLOW) == 0
+    await fits(page)
     await page.click("#start-talk")
     await page.until(LIVE)
+    sessions = (await asyncio.to_thread(talking.get, "/sessions")).json()["sessions"]
+    (session,) = (each["session_id"] for each in sessions if each["state"] not in ("stopped", "failed"))
     await page.until("document.getElementById('mic').dataset.state === 'on'")
     await page.until(f"{STATE} === 'listening'")
     await page.click("#chat-text")
     await page.type("Tell me a story.")
     await page.click("#chat-send")
     await page.until("document.querySelector('#growing .assistant .words')?.textContent.length > 100")
-    assert await page.run(OVERFLOW) == 0
-    await page.run(ERROR)
-    assert await page.run(OVERFLOW) == 0
-    for element in ("video", "problem", "messages-box", "chat-text", "mic", "stop"):
-        box = await page.run(
-            f"(({{top, bottom}}) => [top, bottom])(document.getElementById('{element}').getBoundingClientRect())"
-        )
-        assert 0 <= box[0] < box[1] <= 740, f"#{element} is not in view"
-    small = {name: height for name, height in await page.run(TARGETS) if height < 24}
-    assert small == {}
+    await fits(page)
+    for _ in LANGUAGES:
+        await page.run(ERROR)
+        assert await page.run(OVERFLOW) == 0
+        for element in ("video", "problem", "messages-box", "chat-text", "mic", "stop"):
+            box = await page.run(
+                f"(({{top, bottom}}) => [top, bottom])(document.getElementById('{element}').getBoundingClientRect())"
+            )
+            assert 0 <= box[0] < box[1] <= 740, f"#{element} is not in view"
+        small = {name: height for name, height in await page.run(TARGETS) if height < 24}
+        assert small == {}
+        await page.run("document.getElementById('language').click()")
+    await page.open("about:blank")
+    await stopped(talking, session)
     clean(page)
+
+
+async def fits(page: Page) -> None:
+    """Nothing is to the side in either language; the page is in the first one afterwards, as before."""
+    for language in reversed(LANGUAGES):
+        await page.run("document.getElementById('language').click()")
+        assert await page.run("document.documentElement.lang") == language
+        assert await page.run(OVERFLOW) == 0
 
 
 JOIN = """(async () => {
@@ -477,27 +487,6 @@ async def test_the_microphone_is_heard_again_after_the_connection_was_lost(
     await said(page, fake)
     assert await page.run("tracks.every((track) => track.readyState === 'live' && track.enabled)")
     await agree(page, talking)
-
-
-async def test_a_lost_conversation_says_so_and_comes_back(page: Page, talking: Stack, fake: FakeModels) -> None:
-    fake.replies = ["I am here.", "I am here again."]
-    await start(page, talking, microphone=False)
-    await write(page, "Are you there?")
-    await page.until(f"{REPLIES} === 1")
-    await page.run(f"""globalThis.states = [], new MutationObserver(() => states.push({STATE})).observe(
-      document.getElementById('conversation'), {{attributes: true, attributeFilter: ['data-state']}}), null""")
-    await asyncio.to_thread(kill_worker, talking)
-    await page.until("states.includes('away')")
-    await write(page, "And now?")
-    await page.until(f"{REPLIES} === 2")
-    assert [text for _, text, _ in await page.run(LINES)] == [
-        "Are you there?",
-        "I am here.",
-        "And now?",
-        "I am here again.",
-    ]
-    assert await page.run(LIVE)
-    clean(page)
 
 
 def kill_worker(stack: Stack) -> None:

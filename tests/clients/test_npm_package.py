@@ -120,7 +120,10 @@ def test_it_is_imported_where_there_is_no_browser(project: Path) -> None:
 
 
 def test_its_types_help_and_find_mistakes(project: Path) -> None:
-    """As bundlers and as Node.js resolve modules, by one run of the compiler: most of what it takes is the same for both."""
+    """As bundlers and as Node.js resolve modules, by one run of the compiler: most of what it takes is the same for both.
+
+    The declarations themselves are checked once, as the stricter of the two reads them.
+    """
     for module, resolution in (("ES2022", "bundler"), ("NodeNext", "NodeNext")):
         options = {
             "strict": True,
@@ -130,7 +133,7 @@ def test_its_types_help_and_find_mistakes(project: Path) -> None:
             "moduleResolution": resolution,
             "lib": ["ES2022", "DOM", "DOM.Iterable"],
             "types": [],
-            "skipLibCheck": False,
+            "skipLibCheck": resolution == "bundler",
             "skipDefaultLibCheck": True,
         }
         folder = project / resolution
