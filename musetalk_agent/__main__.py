@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import logging
 import os
 import sys
 import threading
+from typing import Any
 
 _ENGINE_LOST = 70
 """Exit code when a card failed for good (EX_SOFTWARE of sysexits.h): the supervisor starts a new process."""
@@ -15,42 +17,64 @@ _ENDS_WITHIN_S = 5.0
 """A process whose engine is lost ends after so long, whatever hangs. Its sessions were ended when the engine failed."""
 
 
+class _Command(argparse.ArgumentParser):
+    """The options of one subcommand. Its module is loaded when it is the one that is asked for: together they take longer to load
+    than what a server needs beside them.
+
+    Args:
+        tool: name of the module with `add_arguments(parser)` and `run(args)`, or None where the caller adds both.
+    """
+
+    def __init__(self, *, tool: str | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self._tool = tool
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, with the options of the module."""
+        if self._tool is not None:
+            tool, self._tool = importlib.import_module(self._tool), None
+            tool.add_arguments(self)
+            self.set_defaults(run=tool.run)
+        return super().parse_known_args(args, namespace)
+
+
+_TOOLS = (
+    ("doctor", "tools.doctor", "say what this machine can do, what is missing, and what to type next"),
+    ("prepare", "tools.prepare", "prepare an avatar offline and print its quality report"),
+    ("render", "renders.render_command", "make a film of an avatar that speaks a recording, or a list of them"),
+    ("restore", "renders.restore_command", "restore the faces of a clip before it is prepared, or of a film"),
+    ("render-worker", "renders.worker_command", "make the renders that an orchestrator ordered"),
+    ("measure-sync", "measure.measure_sync", "measure how late the lips of a video are"),
+    ("judge", "judge.command", "say whether a film of a talking face is good: lips, picture, person"),
+    ("dataset", "dataset.command", "make training data for MuseTalk's own trainer of a folder of films"),
+    ("monitor", "tools.monitor", "a live table of an agent's sessions"),
+    ("profile", "measure.profile", "measure an engine stage by stage"),
+    ("fetch-models", "tools.fetch_models", "fetch and verify model files"),
+    (
+        "convert-weights",
+        "tools.convert_weights",
+        "write half-precision copies of MuseTalk's weights, which load faster",
+    ),
+    ("build-engine", "tools.build_engine", "build TensorRT plans of MuseTalk's networks"),
+)
+"""Subcommand, module below `musetalk_agent`, and what it does."""
+
+
 def parser() -> argparse.ArgumentParser:
-    """Every subcommand with its options."""
-    from musetalk_agent.dataset import command as dataset
-    from musetalk_agent.judge import command as judge
-    from musetalk_agent.measure import measure_sync, profile
+    """Every subcommand; a subcommand's own options are known when it is parsed."""
     from musetalk_agent.protocol.http import VERSION
-    from musetalk_agent.renders import render_command, restore_command, worker_command
-    from musetalk_agent.tools import build_engine, convert_weights, doctor, fetch_models, monitor, prepare
 
     top = argparse.ArgumentParser(prog="musetalk-agent", description="Renders talking avatars into LiveKit rooms.")
     top.add_argument("--version", action="version", version=f"musetalk-agent {VERSION}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Command)
     serve = commands.add_parser(
         "serve", help="run the agent (settings come from the environment, see docs/how-to/operations.md)"
     )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     serve.add_argument("--port", type=int, default=8090, help="port to listen on (default 8090)")
     serve.set_defaults(run=_serve)
-    for name, tool, text in (
-        ("doctor", doctor, "say what this machine can do, what is missing, and what to type next"),
-        ("prepare", prepare, "prepare an avatar offline and print its quality report"),
-        ("render", render_command, "make a film of an avatar that speaks a recording, or a list of them"),
-        ("restore", restore_command, "restore the faces of a clip before it is prepared, or of a film"),
-        ("render-worker", worker_command, "make the renders that an orchestrator ordered"),
-        ("measure-sync", measure_sync, "measure how late the lips of a video are"),
-        ("judge", judge, "say whether a film of a talking face is good: lips, picture, person"),
-        ("dataset", dataset, "make training data for MuseTalk's own trainer of a folder of films"),
-        ("monitor", monitor, "a live table of an agent's sessions"),
-        ("profile", profile, "measure an engine stage by stage"),
-        ("fetch-models", fetch_models, "fetch and verify model files"),
-        ("convert-weights", convert_weights, "write half-precision copies of MuseTalk's weights, which load faster"),
-        ("build-engine", build_engine, "build TensorRT plans of MuseTalk's networks"),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        tool.add_arguments(command)
-        command.set_defaults(run=tool.run)
+    for name, module, text in _TOOLS:
+        commands.add_parser(name, help=text, description=text, tool=f"musetalk_agent.{module}")
     return top
 
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "prepare": ["clip.zip"],
     "render": ["--avatar", "demo", "--audio", "a.wav", "--out", "a.mp4"],
     "restore": ["clip.mp4", "-o", "out.mp4"],
+    "render-worker": ["--stay"],
     "measure-sync": ["film.mp4"],
     "judge": ["film.mp4"],
     "dataset": ["films"],
@@ -55,6 +56,16 @@ def test_the_overview_names_every_command_and_the_version_is_the_package_s(capsy
             assert reported.out == f"musetalk-agent {VERSION}\n"
         else:
             assert "usage: musetalk-agent" in reported.err
+
+
+def test_a_server_loads_no_other_command() -> None:
+    script = """
+import sys
+from musetalk_agent import __main__ as command_line
+command_line.parser().parse_args(["serve"])
+print([name for _, name, _ in command_line._TOOLS if f"musetalk_agent.{name}" in sys.modules])
+"""
+    assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "[]"
 
 
 @pytest.mark.parametrize("where", ["parser", "command"])
