@@ -92,23 +92,30 @@ def test_weights_that_are_no_numbers_are_seen_in_the_flag(models: Path) -> None:
 
 
 def full(kind: Any, config: dict[str, Any]) -> Any:
-    """A network of full size with seeded values like those of `tests.fakes.weights`, never on disk."""
+    """A network of full size with seeded values like those of `tests.fakes.weights`, never on disk.
+
+    Parameters of one shape have the same values, and the same memory: most of its gigabytes are never written.
+    """
     with torch.device("meta"):
         module = kind(**{key: value for key, value in config.items() if not key.startswith("_")})
     module.to_empty(device="cpu")
     pool = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))
+    made: dict[tuple[torch.Size, bool], torch.Tensor] = {}
     for name, parameter in module.named_parameters():
-        flat = parameter.detach().view(-1)
-        vector = parameter.ndim == 1
-        scale = 0.05 if vector else 1 / math.sqrt(flat.numel() // len(parameter))
-        values = pool[: len(flat)] * scale + (1.0 if vector and name.endswith("weight") else 0.0)
-        for start in range(0, len(flat), len(values)):
-            part = flat[start : start + len(values)]
-            part.copy_(values[: len(part)])
+        gain = parameter.ndim == 1 and name.endswith("weight")
+        if (parameter.shape, gain) not in made:
+            flat = parameter.detach().view(-1)
+            scale = 0.05 if parameter.ndim == 1 else 1 / math.sqrt(flat.numel() // len(parameter))
+            values = pool[: len(flat)] * scale + (1.0 if gain else 0.0)
+            for start in range(0, len(flat), len(values)):
+                part = flat[start : start + len(values)]
+                part.copy_(values[: len(part)])
+            made[parameter.shape, gain] = parameter.detach()
+        parameter.data = made[parameter.shape, gain]
     return module.eval().requires_grad_(False)
 
 
-@pytest.mark.timeout(600)  # the weights alone are 4 GB of memory
+@pytest.mark.timeout(600)  # 4 GB of weights are laid out, of which each shape is written once
 def test_an_eighth_of_a_frame_of_the_full_architecture() -> None:
     """850 and 84 million parameters, fp32: the fast path to one step of a byte, latents to 1e-4.
 
