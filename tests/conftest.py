@@ -17,7 +17,7 @@ from hypothesis.internal.conjecture import providers
 from musetalk_agent.avatars.decoder_pool import DecoderPools
 from musetalk_agent.weights import default_models_dir
 from musetalk_tools.livekit_server import LiveKitAccess, LiveKitServer, find
-from tests.fakes import known_fields, known_starts, known_trust
+from tests.fakes import known_fields, known_signatures, known_starts, known_trust
 from tests.late import settle
 from tests.waiting import NEVER_S
 
@@ -46,6 +46,7 @@ settings.load_profile("suite")
 providers._get_local_constants = lambda: providers._local_constants
 """Nor on the tests before it: else Hypothesis also draws the constants of whatever modules are imported by then."""
 known_fields.remember()
+known_signatures.remember()
 known_starts.remember()
 known_trust.remember()
 
