@@ -39,7 +39,7 @@ from tests.viewer import join_token
 BLOCK = 1600
 """Samples: 100 ms, about as much as the orchestrator sends at once of what it has."""
 SETTLE_S, UNWATCHED_S = 5.0, 12.0
-"""Until the estimation of bandwidth has opened up, and everybody speaks; until the SDK knows that nobody watches."""
+"""Until the estimation of bandwidth has opened up, and all sessions speak; until the SDK knows that there is no viewer."""
 RATE_BAR, SKEW_BAR_MS, SESSIONS_BAR = 1.0, 40.0, 8
 _TICK_S = 0.01
 _ONE_THREAD = "OPENBLAS_NUM_THREADS"

@@ -64,7 +64,7 @@ async def test_a_deployment_without_redis_is_asked_once(
         for _ in range(3):
             assert await made.create("stage", "avatar-ses_1", "Avatar") is None
     (reported,) = [record for record in caplog.records if record.message.startswith("no ingress")]
-    assert (reported.reason, reported.asked_again_s) == ("no Redis", 300.0)  # type: ignore[attr-defined]
+    assert (reported.reason, reported.asked_again_s) == ("no Redis", 300.0)  # type: ignore[attr-defined]  # `extra` puts them on the record
 
 
 async def test_a_deployment_with_redis_and_no_address_is_asked_once_and_nothing_is_left() -> None:

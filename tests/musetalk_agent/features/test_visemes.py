@@ -270,7 +270,7 @@ def test_marks_join_their_sounds() -> None:
     assert len(classes_of("aɪ")) == 2 and classes_of(",") == classes_of("_")
 
 
-def test_missing_or_broken_weights_are_reported(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_missing_or_broken_weights_are_reported(tmp_path: Path) -> None:
     with pytest.raises(WeightsMissing):
         VisemeFeatures.load(tmp_path / "none.npz")
     (tmp_path / "bad.npz").write_bytes(b"PK not really")

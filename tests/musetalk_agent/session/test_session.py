@@ -1,4 +1,4 @@
-"""A session and a publisher that changes its way out: what is reported, and what is played again."""
+"""A session and a publisher that changes its transport: what is reported, and what is played again."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def test_bars() -> None:
     reported = {each.option: each for each in judge(bars, {"start_s": figure}, failed=1)}
     assert reported["max-p95-start"].held and reported["max-p95-start"].value == 0.8
     assert not reported["min-p5-fps"].held and reported["min-p5-fps"].value is None  # nothing measured is nothing shown
-    assert reported["max-move"].held  # nobody moved
+    assert reported["max-move"].held  # none has moved
     assert not reported["max-failed"].held  # by default none may fail
     assert judge({"max-failed": 1}, {}, failed=1)[0].held
     fast = judge({"min-p5-fps": 24.0}, {"fps": figure}, failed=0)

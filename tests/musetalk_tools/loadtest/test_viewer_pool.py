@@ -43,7 +43,7 @@ for text in sys.stdin:
         print("Segmentation fault", flush=True)
     elif do == "environment":
         report(type="joined", name=name)
-        report(type="link", name=name, state="told", reason=" ".join(sorted(os.environ)))
+        report(type="link", name=name, state="environment", reason=" ".join(sorted(os.environ)))
     elif do == "talks":
         report(type="joined", name=name)
         report(type="seen", name=name, frames=[1.0, 1.04], onsets=[2.5])
@@ -88,7 +88,7 @@ async def test_four_viewers_share_a_process_and_the_fifth_has_another(monkeypatc
         assert (left.name, left.packets_received, left.packets_lost, left.concealed_s) == ("0", 7, 1, 0.5)
         await pool.join(Watched("6").watch, "ws://x", "ok")
         assert len(pids(pool)) == 2, "the second one has room"
-        assert await pool.leave(Watched("nobody").watch) == Left(name="nobody")
+        assert await pool.leave(Watched("stranger").watch) == Left(name="stranger")
 
 
 async def test_what_a_viewer_sees_reaches_its_own_watch_only(monkeypatch: pytest.MonkeyPatch) -> None:

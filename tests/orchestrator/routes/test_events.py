@@ -19,7 +19,7 @@ from tests.fakes.stage import API_KEY, Stage
 
 
 @dataclass
-class Told:
+class EventBlock:
     """One block of the stream."""
 
     id: str | None = None
@@ -28,26 +28,26 @@ class Told:
     comment: bool = False
 
 
-async def blocks(answer: httpx.Response) -> AsyncIterator[Told]:
-    reported = Told()
+async def blocks(answer: httpx.Response) -> AsyncIterator[EventBlock]:
+    block = EventBlock()
     async for line in answer.aiter_lines():
         name, _, value = line.partition(": ")
         if line == "":
-            if reported != Told():
-                yield reported
-            reported = Told()
+            if block != EventBlock():
+                yield block
+            block = EventBlock()
         elif name == "id":
-            reported.id = value
+            block.id = value
         elif name == "event":
-            reported.type = value
+            block.type = value
         elif name == "data":
-            reported.data = json.loads(value)
+            block.data = json.loads(value)
         elif name == "":
-            reported.comment = True
+            block.comment = True
 
 
 @asynccontextmanager
-async def following(running: Stage, session_id: str, **headers: str) -> AsyncIterator[AsyncIterator[Told]]:
+async def following(running: Stage, session_id: str, **headers: str) -> AsyncIterator[AsyncIterator[EventBlock]]:
     async with running.http.stream("GET", f"/session/{session_id}/events", headers=headers) as answer:
         assert answer.status_code == 200, await answer.aread()
         assert answer.headers["content-type"].startswith("text/event-stream")
@@ -55,13 +55,13 @@ async def following(running: Stage, session_id: str, **headers: str) -> AsyncIte
         yield blocks(answer)
 
 
-async def until(stream: AsyncIterator[Told], number: int) -> list[Told]:
+async def until(stream: AsyncIterator[EventBlock], number: int) -> list[EventBlock]:
     """Events up to the one the test has published under this number."""
     seen = []
     async with asyncio.timeout(waiting.NEVER_S):
-        async for reported in stream:
-            seen.append(reported)
-            if reported.data.get("data", {}).get("number") == number:
+        async for block in stream:
+            seen.append(block)
+            if block.data.get("data", {}).get("number") == number:
                 return seen
     raise AssertionError(f"event {number} did not come: {seen}")
 
