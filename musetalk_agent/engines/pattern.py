@@ -66,6 +66,7 @@ class PatternFeatures:
     """Makes RMS streams; reads nothing beyond the frame."""
 
     lookahead_ms = 0
+    quick = True
 
     def detector(self) -> LevelDetector:
         """Loudness, since that is what the pattern shows: tones and noise too."""

@@ -58,6 +58,11 @@ class FeatureExtractor(Protocol):
         """Milliseconds of audio past a frame's end that its feature reads."""
         ...
 
+    @property
+    def quick(self) -> bool:
+        """Whether 40 ms of audio take its stream and its detector a millisecond of a core or less."""
+        ...
+
     def detector(self) -> VoiceActivityDetector:
         """Returns a new detector for one segment."""
         ...
@@ -87,6 +92,7 @@ HOLD_S = 0.5
 WARM_S = 0.4
 """Audio before returning speech that a new stream reads first: `visemes` looks back this far to be sure of speech."""
 _STEP = FEATURE_RATE // 50  # of the detector
+_FEW = 2 * _STEP
 _CUES_AHEAD = FEATURE_RATE // 10  # samples; lips move before a phoneme that is known in advance
 
 
@@ -123,6 +129,13 @@ class SpeechGate:
     def resting(self) -> bool:
         """Whether the gate is closed (no speech)."""
         return self._stream is None
+
+    def is_quick(self, samples: int) -> bool:
+        """Whether a push of so many samples takes a millisecond of a core or less: a few of speech that is under way.
+
+        A gate that is closed may have to read back `WARM_S`, and is not quick.
+        """
+        return self._extractor.quick and self._stream is not None and samples <= _FEW
 
     def cue(self, cues: Sequence[Cue]) -> None:
         """Adds phonemes known in advance, in samples from the segment's start. What they cover counts as speech."""

@@ -60,6 +60,8 @@ class VisemeFeatures:
 
     lookahead_ms: int = 60
     """Milliseconds of audio after a frame's end that its vector may read."""
+    quick: bool = True
+    """Two steps of the network and of its mouth take 0.4 to 0.9 ms."""
 
     def __init__(self, network: MouthNetwork) -> None:
         self._network = network

@@ -109,6 +109,9 @@ class WhisperFeatures:
     Raises `ValueError` outside.
     """
 
+    quick: bool = False
+    """Its detector runs the network on its own, and its windows are spectra beside that."""
+
     def __init__(self, lookahead_ms: int = LOOKAHEAD_MS) -> None:
         if not 0 <= lookahead_ms <= _MOST_MS:
             raise ValueError(f"lookahead_ms {lookahead_ms} is not within 0 … {_MOST_MS}")

@@ -361,6 +361,8 @@ class FrameRenderer:
             return []
         listening = self._listening
         try:
+            if samples is not None and listening.is_quick(len(samples)):
+                return listening.push(samples)  # to wake a thread for it, and then the loop, costs as much again
             return await self._in_thread(listening.flush if samples is None else lambda: listening.push(samples))
         except Exception as error:  # one segment's features: it goes on without lips, and the session lives
             log.exception("features failed", extra={"segment": segment.number})

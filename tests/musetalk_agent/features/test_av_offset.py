@@ -64,3 +64,11 @@ def test_known_phonemes_move_with_their_sound() -> None:
     assert inner.cues == (Cue("p", 0, 800), Cue("o", 1600, 3200))
     OffsetGate(inner, 25, 50).cue([Cue("a", 0, 1600)])
     assert inner.cues == (Cue("a", 800, 2400),)
+
+
+@pytest.mark.parametrize(("offset_ms", "at_first"), [(0, True), (80, False), (-80, True)])
+def test_the_silence_that_a_later_mouth_begins_with_is_counted(offset_ms: int, at_first: bool) -> None:
+    made = gate(offset_ms, 25)
+    assert made.is_quick(640) is at_first
+    made.push(np.full(640, 9_000, np.int16))
+    assert made.is_quick(640)

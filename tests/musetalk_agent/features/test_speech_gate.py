@@ -105,3 +105,13 @@ def test_the_next_segment_begins_anew() -> None:
     listening.flush()
     assert not listening.resting
     assert listening.push(np.zeros(RATE // 5, np.int16))[0] is not None
+
+
+def test_a_gate_is_quick_with_little_of_speech_that_is_under_way() -> None:
+    listening = SpeechGate(EXTRACTORS["warp"], 25)
+    assert listening.is_quick(640) and not listening.is_quick(641)
+    listening.push(np.zeros(2 * RATE, np.int16))
+    assert listening.resting and not listening.is_quick(640)  # with the word it reads back what came before
+    listening.push(between(0))
+    assert listening.is_quick(640)
+    assert not SpeechGate(EXTRACTORS["musetalk"], 25).is_quick(640)

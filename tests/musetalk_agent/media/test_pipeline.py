@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from musetalk_agent.engines.interface import PatchRequest
-from musetalk_agent.engines.pattern import PatternEngine
+from musetalk_agent.engines.pattern import PatternEngine, PatternFeatures, PatternStream
 from musetalk_agent.media.scheduler import REPEAT_FRAMES
 from musetalk_agent.media.segment import ROOM_RATE
-from musetalk_agent.media_types import Patch
+from musetalk_agent.media_types import Feature, Patch, Pcm
 from musetalk_agent.protocol.messages import Cleared, PlaybackFinished
 from tests.musetalk_agent.stand import Stand, bursts, stand, tone
 
@@ -223,3 +224,26 @@ async def test_cancelling_leaves_nothing(executor: ThreadPoolExecutor) -> None:
         made.pipeline.push(tone(5))
         await made.pass_time(0.3)
     assert len(asyncio.all_tasks()) == 1
+
+
+async def test_little_speech_is_heard_on_the_loop_and_much_in_a_thread(
+    executor: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_loop: list[tuple[int, bool]] = []
+    loops = threading.get_ident()
+
+    class Noted(PatternStream):
+        def push(self, samples: Pcm) -> list[Feature]:
+            on_loop.append((len(samples), threading.get_ident() == loops))
+            return super().push(samples)
+
+    monkeypatch.setattr(PatternFeatures, "stream", lambda self, fps: Noted(fps))
+    async with stand(executor) as made:
+        made.pipeline.begin(1, 16_000)
+        await made.live(tone(0.4))  # 40 ms at a time
+        live, on_loop[:] = list(on_loop), []
+        made.pipeline.push(tone(0.4))
+        made.pipeline.end()
+        await made.pass_time(2)
+    assert live and all(here for _, here in live)
+    assert sum(samples for samples, here in on_loop if not here) == 6_400
