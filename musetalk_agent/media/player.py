@@ -59,16 +59,16 @@ class PlayerOutputs:
     """Where the player reports to.
 
     `emit` takes playback events and warnings, in order; `speaking` is called with True when the first segment begins and False when
-    the last one is over; `show_caption` takes the text that is being heard. `timings` takes the times of audio that another process
-    publishes: frames then leave later by `VOICE_LEAD_S`. `spoken` takes, of each block of speech, when it is heard (monotonic
-    seconds), its segment, and its first second of it.
+    the last one is over; `spoken` takes, of each block of speech, when it is heard (monotonic seconds), its segment, and its first
+    second of it. `timings` takes the times of audio that another process publishes: frames then leave later by `VOICE_LEAD_S`.
+    `show_caption` takes the text that is being heard.
     """
 
     emit: Callable[[Event], None]
     speaking: Callable[[bool], None]
+    spoken: Callable[[float, int, float], None]
     timings: VoiceTimingQueue | None = None
     show_caption: Callable[[Caption], None] = lambda _: None
-    spoken: Callable[[float, int, float], None] = lambda _at, _segment, _second: None
 
 
 class Player:

@@ -151,7 +151,7 @@ class Session:
         self.started_at = utc_now()
         self.error: dict[str, Any] | None = None
         self.max_duration_s = request.max_duration_s
-        outputs = PlayerOutputs(self._emit, self._on_speaking, spoken=self._on_spoken)
+        outputs = PlayerOutputs(self._emit, self._on_speaking, self._on_spoken)
         if request.voice is VoiceSource.ORCHESTRATOR:
             outputs = replace(outputs, timings=self.events.due)
         if request.captions and isinstance(publisher, CaptionPublisher):

@@ -113,7 +113,13 @@ async def _pipeline(folder: Path, seen: list[float], heard: list[float]) -> Asyn
     )
     with ThreadPoolExecutor(3) as executor:
         pipeline = Pipeline(
-            publisher, batcher, engine_session, bundle, clock, executor, PlayerOutputs(lambda _: None, lambda _: None)
+            publisher,
+            batcher,
+            engine_session,
+            bundle,
+            clock,
+            executor,
+            PlayerOutputs(lambda _: None, lambda _: None, lambda *_: None),
         )
         await publisher.open(pipeline.first, lambda _: None)
         task = asyncio.create_task(pipeline.run())

@@ -177,7 +177,13 @@ async def running(
     publisher = NullPublisher(clock, watch)
     engine_session = await asyncio.to_thread(batcher.engine.open, bundle)
     pipeline = Pipeline(
-        publisher, batcher, engine_session, bundle, clock, executor, PlayerOutputs(lambda _: None, lambda _: None)
+        publisher,
+        batcher,
+        engine_session,
+        bundle,
+        clock,
+        executor,
+        PlayerOutputs(lambda _: None, lambda _: None, lambda *_: None),
     )
     await publisher.open(pipeline.first, lambda _: None)
     task = asyncio.create_task(pipeline.run())

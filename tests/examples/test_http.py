@@ -22,6 +22,7 @@ asyncio.run(printed.main(sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3]).rea
 """
 
 
+@pytest.mark.network
 async def test_the_example_over_http(tmp_path: Path) -> None:
     (tmp_path / "printed.py").write_text(example("http").code)
     (tmp_path / "said.pcm").write_bytes(speech()[: 3 * 16_000].astype("<i2").tobytes())

@@ -37,6 +37,7 @@ def _instance(running: Stage, session_id: str) -> str:
     return str(pool._held[session_id].instance)
 
 
+@pytest.mark.network
 async def test_sessions_stay_where_they_are_and_those_of_a_dead_container_move(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

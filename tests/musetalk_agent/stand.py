@@ -112,9 +112,9 @@ async def stand(
         PlayerOutputs(
             lambda event: made.events.append((clock.now(), event)),
             lambda speaking: made.spoken.append((clock.now(), speaking)),
+            lambda at, segment, second: made.said.append((at, segment, second)),
             timings,
             show_caption,
-            lambda at, segment, second: made.said.append((at, segment, second)),
         ),
     )
     made = Stand(clock, pipeline)

@@ -53,6 +53,7 @@ def lags(line: Line, onsets: list[float]) -> list[float]:
     return [at - min(onsets, key=lambda onset: abs(onset - at)) for at, _ in line.pieces]
 
 
+@pytest.mark.network
 async def test_captions_follow_the_voice(livekit_server: LiveKitAccess) -> None:
     voices = Voices(synthesizers=[Metronome()])
     async with stack(livekit_server, voices=voices) as running:

@@ -35,6 +35,7 @@ async def test_a_viewer_hears_the_sentence_of_a_killed_agent_to_its_end(livekit_
         assert session["moves"] == 1 and session["avatar_identity"] == started["avatar_identity"]
 
 
+@pytest.mark.network
 async def test_an_agent_that_is_terminated_hands_its_session_over(livekit_server: LiveKitAccess) -> None:
     async with stack(livekit_server, voice_standby="off") as running, running.stage.live(room=ROOM) as (started, line):
         await listening(running.ears)
@@ -52,6 +53,7 @@ async def test_an_agent_that_is_terminated_hands_its_session_over(livekit_server
         assert await leaving.ended() == 0
 
 
+@pytest.mark.network
 async def test_the_next_agent_of_a_killed_one_says_the_microphone(livekit_server: LiveKitAccess) -> None:
     async with stack(livekit_server, voice_standby="off") as running:
         http = running.stage.http

@@ -103,6 +103,7 @@ async def test_killed_mid_sentence_and_started_again(livekit_server: LiveKitAcce
         assert {**again.json(), "funnel": []} == over  # which GET alone tells
 
 
+@pytest.mark.network
 async def test_sigterm_lets_speech_end_and_hands_the_session_over(
     livekit_server: LiveKitAccess, tmp_path: Path
 ) -> None:
@@ -144,6 +145,7 @@ async def test_sigterm_lets_speech_end_and_hands_the_session_over(
         await ended(here, third, started["session_id"])
 
 
+@pytest.mark.network
 async def test_two_on_one_redis_do_not_fight(livekit_server: LiveKitAccess) -> None:
     async with redis_server() as redis, world(livekit_server) as here:
         one = await here.orchestrator(REDIS_URL=redis.url, PUBLIC_URL="https://one.example")
@@ -182,6 +184,7 @@ async def test_two_on_one_redis_do_not_fight(livekit_server: LiveKitAccess) -> N
         await ended(here, two, started["session_id"])
 
 
+@pytest.mark.network
 async def test_an_owner_that_was_frozen_lets_go_of_what_another_took(livekit_server: LiveKitAccess) -> None:
     async with redis_server() as redis, world(livekit_server) as here:
         one = await here.orchestrator(REDIS_URL=redis.url, hasty=True)

@@ -8,6 +8,7 @@ import hmac
 import json
 import time
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -150,6 +151,22 @@ async def test_what_is_only_tidier_never_fails_and_waits_two_seconds(code: str) 
     await service.remove("r", "avatar-1")
     await service.mute("r", "avatar-1", "TR_1")
     assert client.within == [2.0, 2.0]
+
+
+async def test_a_track_is_muted_for_all() -> None:
+    asked: list[api.MuteRoomTrackRequest] = []
+
+    class Asks(Scripted):
+        async def call(self, ask: Callable[[Any], Awaitable[Any]], within_s: float) -> Any:
+            return await ask(SimpleNamespace(room=SimpleNamespace(mute_published_track=mute)))
+
+    async def mute(request: api.MuteRoomTrackRequest) -> None:
+        asked.append(request)
+
+    service = Rooms(KEYS)
+    service._livekit = Asks()  # type: ignore[assignment]  # it has the one method that is used
+    await service.mute("r", "avatar-1", "TR_1")
+    assert asked == [api.MuteRoomTrackRequest(room="r", identity="avatar-1", track_sid="TR_1", muted=True)]
 
 
 async def test_a_room_that_is_gone_has_nobody_in_it() -> None:

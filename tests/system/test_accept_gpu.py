@@ -145,6 +145,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("out")
 
 
+@pytest.mark.network
 @pytest.mark.timeout(600)
 def test_without_a_card_every_row_is_filled_or_needs_one(out: Path) -> None:
     names = [name for name in ROWS if name not in SLOW | OWN_PROCESS]

@@ -72,6 +72,7 @@ async def _room_closes_behind(stack: Demo) -> None:
     assert not [s for s in sessions if s["state"] not in ("stopped", "failed")]
 
 
+@pytest.mark.network
 async def test_a_newcomers_quarter_of_an_hour() -> None:
     async with demo() as stack:
         family = [psutil.Process(stack.process.pid), *psutil.Process(stack.process.pid).children(recursive=True)]

@@ -95,6 +95,7 @@ async def test_a_language_model_that_refuses_breaks_off_or_hangs(livekit_server:
         assert parts(here) == {"llm"}
 
 
+@pytest.mark.network
 async def test_a_language_model_that_hangs_is_given_up_and_one_that_refuses_to_answer_knows_the_question_later(
     livekit_server: LiveKitAccess, hasty: None
 ) -> None:
@@ -115,6 +116,7 @@ async def test_a_language_model_that_hangs_is_given_up_and_one_that_refuses_to_a
         assert [text for _, text, _ in await here.messages()] == [*said, "My name is Ada."]
 
 
+@pytest.mark.network
 @pytest.mark.voice
 async def test_what_a_recogniser_did_not_take_is_given_to_it_again(livekit_server: LiveKitAccess, hasty: None) -> None:
     models = FakeModels(replies=["My name is Ada."])
@@ -138,6 +140,7 @@ async def test_what_a_recogniser_did_not_take_is_given_to_it_again(livekit_serve
         assert await answered(here, 3) == ["My name is Ada."] * 3
 
 
+@pytest.mark.network
 async def test_a_voice_that_breaks_is_reported_and_speaks_the_next_reply(livekit_server: LiveKitAccess) -> None:
     models, voice = FakeModels(replies=[STORY, STORY, "My name is Ada."]), BrokenVoice()
     async with talk(livekit_server, models, speaks=voice) as here:

@@ -101,6 +101,7 @@ async def converse(here: Talk, lines: list[tuple[str, dict[str, str], str]], cut
         await until(lambda before=before: len(heard_of(ears)) > before - 1 and len(heard_of(ears)[-1]) > 5)
 
 
+@pytest.mark.network
 async def test_the_history_has_the_words_that_were_heard(livekit_server: LiveKitAccess) -> None:
     cut = [turn % 3 == 1 for turn in range(TURNS)]
     models = FakeModels(replies=[reply(turn, WORDS if cut[turn] else 5) for turn in range(TURNS)])

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 
 import jwt
 import numpy as np
+import pytest
 from livekit import rtc
 
 from musetalk_agent.publishers.livekit.detached_connect import leave
@@ -54,6 +55,7 @@ async def test_livekit_inference_serves_all_three_parts(livekit_server: LiveKitA
         assert SECRET not in answer.text
 
 
+@pytest.mark.network
 async def test_the_voice_of_elevenlabs_is_one_of_the_orchestrators(livekit_server: LiveKitAccess) -> None:
     models = FakeModels(replies=["My name is Ada."])
     async with AsyncExitStack() as exits:
@@ -85,6 +87,7 @@ async def test_speech_comes_from_any_server_of_openais_dialect(livekit_server: L
         assert len(here.running.ears.heard(0.0)) > 20
 
 
+@pytest.mark.network
 async def test_a_realtime_model_hears_and_speaks_itself(livekit_server: LiveKitAccess) -> None:
     model = FakeRealtime(replies=["Good morning.", LONG, "My name is Ada."])
     async with AsyncExitStack() as exits:

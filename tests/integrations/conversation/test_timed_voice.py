@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 )
 PROGRAM = """
 import asyncio, json, sys
-from livekit.agents import APIConnectionError, APIConnectOptions
+from livekit.agents import APIConnectionError, APIConnectOptions, APIStatusError
 from orchestrator.conversation.conversation_messages import Provider
 from orchestrator.conversation.worker.timed_voice import TimedVoice
 async def spoken(url):
@@ -34,6 +34,8 @@ async def spoken(url):
         return {"samples": sum(frame.samples_per_channel for frame in frames)}
     except APIConnectionError as error:
         return {"error": str(error)}
+    except APIStatusError as error:
+        return {"error": str(error), "status": error.status_code}
     finally:
         await voice.aclose()
 print(json.dumps([asyncio.run(spoken(url)) for url in sys.argv[1:]]))
@@ -41,14 +43,14 @@ print(json.dumps([asyncio.run(spoken(url)) for url in sys.argv[1:]]))
 
 
 @contextmanager
-def answering(*events: dict[str, Any]) -> Iterator[str]:
+def answering(*events: dict[str, Any], status: int = 200) -> Iterator[str]:
     """A server that answers each POST with these events; yields its base URL."""
     body = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Type", "text/event-stream")
             self.end_headers()
             self.wfile.write(body)
@@ -89,7 +91,9 @@ def test_one_event_may_hold_a_long_sentence_and_a_voice_that_breaks_is_a_failure
     with (
         answering(delta(240_000), {"type": "speech.audio.done"}) as whole,
         answering(delta(2400), broken) as breaks,
+        answering(broken, status=503) as refuses,
     ):
-        long, short = spoken(whole, breaks)
+        long, short, none = spoken(whole, breaks, refuses)
         assert 240_000 <= long["samples"] < 245_000, "livekit-agents adds a block of silence"
         assert "The voice broke" in short["error"]
+        assert none["status"] == 503 and "try again" in none["error"]

@@ -235,6 +235,19 @@ async def more_than_may_wait(room: Room, output: AvatarOutput) -> list[object]:
     return [waits, *await over(output)]
 
 
+async def a_voice_slower_than_it_is_sent(room: Room, output: AvatarOutput) -> list[object]:
+    """What there is goes, and what comes later follows it in the same stream."""
+    await output.capture_frame(frame(0, RATE // 10))
+    await until(lambda: room.streams and len(room.streams[0].data) == 2 * RATE // 10)
+    await turns()
+    waits = not room.streams[0].closed
+    await output.capture_frame(frame(RATE // 10, RATE // 10))
+    output.flush()
+    await sent(room, 1)
+    whole = room.streams[0].data == bytes(frame(0, RATE // 5).data)
+    return [waits, whole, *await heard(room, output, 0.2)]
+
+
 async def closed(room: Room, output: AvatarOutput) -> list[object]:
     """Nothing waits afterwards, not even what comes later."""
     await say(output, 1)
@@ -257,6 +270,7 @@ CASES: dict[str, Callable[[Room, AvatarOutput], Awaitable[list[object]]]] = {
         no_avatar,
         a_room_that_breaks,
         more_than_may_wait,
+        a_voice_slower_than_it_is_sent,
         closed,
     )
 }

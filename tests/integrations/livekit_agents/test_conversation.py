@@ -43,6 +43,7 @@ async def interrupted(playing: Scene, count: int, after_s: float) -> tuple[float
     return finished["position"], heard_to(ears)
 
 
+@pytest.mark.network
 async def test_the_agent_speaks_through_the_avatar_and_is_interrupted(livekit_server: LiveKitAccess) -> None:
     async with scene(livekit_server, agents=2) as playing:
         talker, ears = playing.talker, playing.ears

@@ -23,6 +23,7 @@ EXPECTED: dict[str, list[object]] = {
     "no_avatar": [0.0, True],
     "a_room_that_breaks": [True, 0.3, False],
     "more_than_may_wait": [True, 0.0, True],
+    "a_voice_slower_than_it_is_sent": [True, True, 0.2, False],
     "closed": [True, True, 11],
 }
 """By the case's name in `output_cases`."""

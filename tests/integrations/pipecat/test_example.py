@@ -26,6 +26,7 @@ async def running_sessions(http: httpx.AsyncClient) -> list[str]:
     return [s["room"] for s in sessions if s["state"] in ("ready", "speaking")]
 
 
+@pytest.mark.network
 async def test_bot_is_seen_and_heard_once_from_its_avatar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     example = printed("docs/how-to/pipecat.md", "python")
     assert lines(example) <= 10

@@ -12,6 +12,7 @@ from musetalk_agent.protocol.http import AudioSource, PublisherMode, SessionStat
 from musetalk_agent.protocol.messages import Hello, StateChanged
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.session.model import ManagedSession
+from orchestrator.session.session_failover import LATE_STOP_S
 from orchestrator.store.session_store import StoredSession
 from tests.fakes.agent_server import FakeAgent
 from tests.fakes.memory_store import MemoryStore
@@ -119,6 +120,21 @@ def test_draining_waits_for_speech_and_no_longer(seconds: float, within_s: float
             assert time.monotonic() - begun == pytest.approx(takes_s, abs=0.3)
 
     played()
+
+
+@virtually
+async def test_draining_that_is_given_up_leaves_the_speech_as_it_is() -> None:
+    async with world() as here:
+        session = await here.start()
+        session.running().audio_start()
+        say(session, speech(10.0))
+        draining = asyncio.create_task(here.sessions.drain(1000.0))
+        await asyncio.sleep(2.0)
+        assert not draining.done()
+        draining.cancel()
+        await asyncio.wait({draining})
+        assert draining.cancelled() and here.sessions.draining
+        assert session.base_state is SessionState.READY and here.agent_of(session).only.segments[1].end == 10 * RATE
 
 
 # --- ends
@@ -277,6 +293,23 @@ def test_a_session_whose_agent_is_lost_goes_on_at_another(
             assert counted(here, "avatar_session_moves_total", cause=cause) == 1
 
     played()
+
+
+@virtually
+async def test_an_agent_that_hangs_for_longer_is_not_asked_to_stop_any_more() -> None:
+    async with world(agents=2) as here:
+        session = await here.start()
+        session.running().audio_start()
+        say(session, speech(10.0))
+        session.running().audio_end()
+        await asyncio.sleep(2.0)
+        before = await hang(here, session)
+        await asyncio.sleep(LATE_STOP_S + 30.0)
+        assert here.agent_of(session) is not before and not before.stopped
+        before.hung = False
+        await asyncio.sleep(30.0)
+        assert not before.stopped, "it was given up, and ends at its own deadline"
+        assert session.base_state is SessionState.READY and session.moves == 1
 
 
 @virtually

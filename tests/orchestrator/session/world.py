@@ -7,12 +7,13 @@ import asyncio
 import json
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import numpy as np
 import pytest
+from pydantic import BaseModel
 
 from musetalk_agent.protocol.http import AvatarSource, Picture
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
@@ -27,7 +28,8 @@ from orchestrator.session.journal import SessionJournal
 from orchestrator.session.manager import SessionManager
 from orchestrator.session.model import ManagedSession, SessionOptions, SessionRequest
 from orchestrator.session.standby_voice import StandbyVoices, VoiceStandby
-from orchestrator.voice.voice_worker import VoiceWorker
+from orchestrator.voice.voice_worker import VoiceLine, VoiceWorker
+from orchestrator.voice.worker_messages import LineReport
 from tests.fakes.agent_server import AGENT_KEY, FakeAgent
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.wire import Network
@@ -62,11 +64,39 @@ class FakeRooms:
         self.muted.append(track)
 
 
+class FakeVoices:
+    """A `VoiceWorker` whose process takes every order down and reports nothing by itself."""
+
+    def __init__(self) -> None:
+        self.lines: list[VoiceLine] = []
+        self.orders: list[BaseModel] = []
+        self.opened = False
+
+    def open(self) -> None:
+        self.opened = True
+
+    async def aclose(self) -> None: ...
+
+    def line(self, url: str, token: Callable[[], str], on_report: Callable[[LineReport], None]) -> VoiceLine:
+        made = VoiceLine(f"line-{len(self.lines) + 1}", url, token, self._send, on_report, self.lines.remove)
+        self.lines.append(made)
+        return made
+
+    def _send(self, message: BaseModel, payload: bytes = b"") -> bool:
+        self.orders.append(message)
+        return True
+
+
 class World:
     """An orchestrator's sessions and their agents."""
 
     def __init__(
-        self, agents: int = 2, *, store: MemoryStore | None = None, options: SessionOptions | None = None
+        self,
+        agents: int = 2,
+        *,
+        store: MemoryStore | None = None,
+        options: SessionOptions | None = None,
+        standby: VoiceStandby = VoiceStandby.OFF,
     ) -> None:
         self.agents = {f"http://agent{n}": FakeAgent() for n in range(agents)}
         for agent in self.agents.values():
@@ -85,6 +115,7 @@ class World:
         minter = TokenMinter(keys)
         rooms = cast(Rooms, self.rooms)
         self.tokens = PublicTokens(self.store, "secret", time.time)
+        self.voices = FakeVoices()
         self.services = SessionDeps(
             pool=self.pool,
             agents=self.client,
@@ -94,7 +125,7 @@ class World:
             events=self.bus,
             journal=self.journal,
             public_tokens=self.tokens,
-            voices=StandbyVoices(VoiceWorker(self.metrics), minter, rooms, self.metrics, VoiceStandby.OFF),
+            voices=StandbyVoices(cast(VoiceWorker, self.voices), minter, rooms, self.metrics, standby),
         )
         self.sessions = SessionManager(self.services, options or SessionOptions())
         self._tasks: list[asyncio.Task[None]] = []
@@ -142,10 +173,16 @@ class World:
 
 
 @asynccontextmanager
-async def world(agents: int = 2, *, store: MemoryStore | None = None, **options: Any) -> AsyncIterator[World]:
+async def world(
+    agents: int = 2,
+    *,
+    store: MemoryStore | None = None,
+    standby: VoiceStandby = VoiceStandby.OFF,
+    **options: Any,
+) -> AsyncIterator[World]:
     """Opens it, and closes it with all that runs."""
     with pytest.MonkeyPatch.context() as patch:
-        made = World(agents, store=store, options=SessionOptions(**options))
+        made = World(agents, store=store, options=SessionOptions(**options), standby=standby)
         patch.setattr("orchestrator.agents.agent_link.connect", made.network.connect)
         await made.open()
         try:

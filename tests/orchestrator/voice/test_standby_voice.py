@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 from pydantic import BaseModel
 
-from musetalk_agent.protocol.messages import Cleared, Event, LinkVoice, PlaybackFinished, PlaybackStarted
+from musetalk_agent.protocol.messages import CaptionWord, Cleared, Event, LinkVoice, PlaybackFinished, PlaybackStarted
 from orchestrator.audio.outgoing_segment import LinkMessage
 from orchestrator.audio.segments import SegmentTracker
 from orchestrator.session import standby_voice as tested
@@ -231,6 +231,8 @@ async def test_where_nobody_speaks_no_track_is_published() -> None:
     voice = voice_of(talk, worker)
     talk.rewind(0, 0.0)
     voice.stand_in()
+    worker.report(next_segment=1)
+    assert talk.events == [], "nothing was heard"
     await asyncio.gather(voice.hand_over(), worker.answer(segment=0, heard_s=0.0, at=0.0, whole=False))
     assert [type(m) for m in worker.sent] == [JoinRoom, SyncTo, Handoff, LeaveRoom]
 
@@ -287,6 +289,9 @@ async def test_a_voice_that_always_speaks_follows_the_agent_and_goes_on_without_
     voice = voice_of(talk, worker, always=True)
     voice.open()
     assert worker.of(JoinRoom)[0].on_air is True and worker.of(SyncTo)[0].segment == 0
+    talk.tracker.audio_start(time.monotonic())
+    assert talk.tracker.live is not None
+    talk.tracker.live.add_notes([], [CaptionWord(text="Hello ", start=0, end=RATE)])  # not the voice's to show
     talk.say(2.0)
     follower = voice.follower
     assert follower is not None

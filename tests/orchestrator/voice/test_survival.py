@@ -15,6 +15,7 @@ from tests.waiting import NEVER_S
 pytestmark = pytest.mark.livekit
 
 
+@pytest.mark.network
 async def test_a_killed_agent_costs_no_word_and_the_next_one_takes_over_in_its_turn(
     livekit_server: LiveKitAccess,
 ) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from orchestrator.conversation.worker.echo import BANDS, RATE, Echo, EchoPath
+from orchestrator.conversation.worker.echo import BANDS, RATE, Echo, EchoPath, _LevelHistory
 
 Sound = npt.NDArray[np.float64]
 SECONDS = 6
@@ -135,3 +135,13 @@ def test_bands_cover_speech() -> None:
     tones = np.stack([3000 * np.sin(2 * np.pi * hertz * np.arange(512) / RATE) for hertz in (200, 1000, 4000)])
     loudest = np.argmax(echo._levels(tones), axis=1)
     assert list(loudest) == sorted(loudest) and 0 <= loudest[0] < loudest[1] < loudest[2] < BANDS
+
+
+def test_the_newest_levels_are_kept_however_they_come() -> None:
+    history, size = _LevelHistory(3), 3
+    for n in range(40):
+        hops = 1 + n % size
+        history.add(np.full(BANDS, float(n)) if hops == 1 else np.full((hops, BANDS), float(n)))
+        came = [float(k) for k in range(n + 1) for _ in range(1 + k % size)][-size:]
+        assert history.kept.shape == (size, BANDS)
+        assert list(history.kept[-len(came) :, 0]) == came and (history.kept == history.kept[:, :1]).all()
