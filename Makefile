@@ -13,10 +13,10 @@ test: ## the test suite, against a real livekit-server and a real Chromium
 	@tools/setup torch models livekit browser redis rtmp web pipecat agents conversation bytecode
 	@$(PY) -m pytest -n auto -m "not network" $(ARGS)
 
-test-network: ## bad networks made on purpose, and slow tests that add no branch, one after the other; what failed is run once more
-	@tools/setup torch models livekit rtmp network conversation
-	@$(PY) -m pytest -m network $(ARGS) || { echo "What failed is run once more: these networks are real, and the machine may be shared."; \
-		$(PY) -m pytest -m network --last-failed --last-failed-no-failures none $(ARGS); }
+test-network: ## bad networks made on purpose, and slow tests that add no branch, by two workers; what failed is run once more, alone
+	@tools/setup torch models livekit browser redis rtmp network web pipecat agents conversation bytecode
+	@$(PY) -m pytest -n 2 -m network $(ARGS) || { echo "What failed is run once more: these networks are real, and the machine may be shared."; \
+		$(PY) -m pytest -n 0 -m network --last-failed --last-failed-no-failures none $(ARGS); }
 
 test-ingress: ## the tests against a real LiveKit Ingress, which is built once (four minutes)
 	@tools/setup venv models livekit redis network

@@ -6,6 +6,8 @@ the others are `nice` to it. When one kind of files is used up, a worker goes on
 
 One of the others begins with what imports torch.
 
+`make test-network` has two workers: one makes networks bad, the other begins with the browser.
+
 The files of a group stay on one worker in their order: what is made once a module, or once a run (a demo for the browser's
 tests), is made once.
 """
@@ -28,6 +30,7 @@ TOGETHER = ("tests/browser",)
 """Directories whose files share what a run makes once."""
 
 REAL_TIME = (
+    "tests/net",
     "tests/browser",
     "tests/musetalk_agent/publishers/test_failover.py",
     "tests/orchestrator/test_real_move.py",

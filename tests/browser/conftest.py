@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import http.server
 import json
@@ -17,9 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from orchestrator.conversation.conversations import find_python
 from tests.browser.chromium import Chromium, Page, find_chromium
+from tests.fakes.openai_models import KEY, FakeModels
+from tests.fakes.serving import plain_config, serving
 from tests.integrations.conversation import lasting_agent, warm_python
 from tests.waiting import NEVER_S
 
@@ -126,10 +132,55 @@ def stop_sessions(stack: Stack) -> None:
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """`musetalk-orchestrator demo`: livekit-server, agent and orchestrator, as processes; without conversations."""
-    with running_demo(tmp_path_factory.mktemp("demo") / "log", "--no-conversation", **CHEAP_VOICE) as stack:
+def models() -> Iterator[tuple[FakeModels, str]]:
+    """Stand-ins for the models of conversations and their address, served by a thread for all tests."""
+    fake, ready, address = FakeModels(), threading.Event(), list[str]()
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        async with serving(plain_config(fake.app)) as url:
+            address.append(url + "/v1")
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    assert ready.wait(NEVER_S)
+    yield fake, address[0]
+    loop.call_soon_threadsafe(stop.set)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture
+def fake(models: tuple[FakeModels, str]) -> FakeModels:
+    """The models, as new."""
+    made, fresh = models[0], FakeModels()
+    for name in ("replies", "transcripts", "asked", "heard_s", "_answer", "_speech"):
+        setattr(made, name, getattr(fresh, name))
+    return made
+
+
+@pytest.fixture(scope="session")
+def demo(models: tuple[FakeModels, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """`musetalk-orchestrator demo`: livekit-server, agent and orchestrator, as processes. Conversations use `models`."""
+    log, url = tmp_path_factory.mktemp("demo") / "log", models[1]
+    providers = {"LLM_BASE_URL": url, "LLM_API_KEY": KEY, "STT_BASE_URL": url, **CHEAP_VOICE}
+    options = [] if find_python() else ["--no-conversation"]
+    if find_python():
+        providers["CONVERSATION_PYTHON"] = warm_python.path()
+    with running_demo(log, *options, **providers) as stack:
         yield stack
+
+
+@pytest.fixture(scope="session")
+def speech(demo: Stack) -> NDArray[np.int16]:
+    """A sentence of the product's neural voice, at 48 kHz."""
+    asked = {"model": "tts-1", "voice": "piper:joe", "input": "What is your name?", "response_format": "pcm"}
+    answer = demo.post("/v1/audio/speech", asked)
+    assert answer.status_code == 200, answer.text
+    return np.repeat(np.frombuffer(answer.content, np.int16), 2)  # it comes at 24 kHz
 
 
 @contextmanager

@@ -116,3 +116,15 @@ async def test_a_page_that_is_reloaded_takes_its_start_with_it(whole_page: Page)
         await page.open(f"{url}/favicon.svg")
         async with asyncio.timeout(NEVER_S):
             await server.left.wait()
+
+
+async def test_a_conversation_that_cannot_be_had_is_explained(whole_page: Page) -> None:
+    page = whole_page  # it is clicked
+    async with served(page) as (server, url):
+        server.answers = [(422, "conversation_unavailable")]
+        await page.size(1000, 700)
+        await page.open(url)
+        await page.click("#start-talk")
+        await page.until("document.getElementById('problem-code').textContent === 'conversation_unavailable'")
+        assert "Say works" in await page.run("document.getElementById('problem-text').textContent")
+        assert await page.run("document.body.dataset.phase") == "ready"

@@ -157,6 +157,7 @@ async def test_start_that_is_refused_tells_code_and_state(page: Page, stack: Sta
     assert nowhere == "session_not_found"
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("subscribes", ["true", "false"])
 async def test_two_avatars_share_the_callers_room_and_leave_it_connected(
     page: Page, stack: Stack, subscribes: str

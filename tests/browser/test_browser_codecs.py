@@ -13,7 +13,7 @@ from tests.browser.chromium import Page
 from tests.browser.conftest import Stack
 from tests.waiting import until
 
-pytestmark = [pytest.mark.browser, pytest.mark.livekit]
+pytestmark = [pytest.mark.browser, pytest.mark.livekit, pytest.mark.network]
 
 PAGE = """<!doctype html><meta name="viewport" content="width=device-width"><title>sizes</title>
 <style>body { margin: 0 } video { display: block; width: 100vw; height: 56vw }</style><video playsinline muted></video>"""

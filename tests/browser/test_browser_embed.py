@@ -186,6 +186,7 @@ async def test_a_visitor_talks_to_a_face_on_another_site(page: Page, site: Site,
     assert clean(page) == []
 
 
+@pytest.mark.network
 async def test_two_on_one_page_are_removed_moved_and_restarted(page: Page, site: Site) -> None:
     await site.open(
         page, site.tag('token-url="/token"', "a"), site.tag('token-url="/token" lang="zh-CN"', "b"), "<p id=p></p>"
@@ -213,6 +214,28 @@ async def test_two_on_one_page_are_removed_moved_and_restarted(page: Page, site:
     assert clean(page) == []
 
 
+async def test_one_is_moved_started_anew_where_its_address_changes_and_ends_with_its_element(
+    page: Page, site: Site
+) -> None:
+    await site.open(page, site.tag('token-url="/token" lang="zh-CN"'), "<p id=p></p>")
+    assert await page.run("$('start').textContent") == "开始对话"
+    await page.run("void a.start()", gesture=True)
+    await page.until("states().includes('ready')")
+    await page.run("p.append(a)")
+    assert await page.run("a.state") == "ready"
+    await page.run("a.src = a.src + '/'")  # another address of the orchestrator
+    await page.until("states().filter((state) => state === 'ready').length === 2")
+    assert site.minted == 2 and await page.run("states()") == ["starting", "ready", "ended", "starting", "ready"]
+    await page.run("globalThis.gone = a, a.remove()")
+    await page.until("gone.state === 'ended'")
+
+    async def ended() -> list[str]:
+        return [s["end_reason"] for s in await site.sessions() if s["state"] == "stopped"]
+
+    await until(lambda: _is(ended, ["stopped"] * 2))
+    assert clean(page) == []
+
+
 async def _is(read: Callable[[], Any], wanted: object) -> bool:
     return bool(await read() == wanted)
 
@@ -222,7 +245,12 @@ async def test_what_goes_wrong_is_shown_in_plain_words(page: Page, site: Site, t
     used = await site.mint(minutes=0.2, sessions=2)
     tokens = site.stage.app.state.context.public_tokens
     await tokens.pay(tokens.token_id(used), "an earlier session", 9.0)
-    await site.open(page, site.tag(f'token="{elsewhere}"'), site.tag("", "b"), site.tag(f'token="{used}"', "c"))
+    await site.open(
+        page,
+        site.tag(f'token="{elsewhere}"'),
+        '<talking-avatar id="b" lang=""></talking-avatar>',
+        site.tag(f'token="{used}"', "c"),
+    )
 
     await page.run("$('start').closest('button').focus()")
     await page.key("Enter")
@@ -267,8 +295,28 @@ async def test_a_start_that_is_stopped_leaves_nothing(page: Page, site: Site) ->
         return all(session["state"] == "stopped" for session in await site.sessions())
 
     await until(over)
+    await a_room_that_closes_is_shown(page)
 
 
+async def a_room_that_closes_is_shown(page: Page) -> None:
+    """As LiveKit's client reports it."""
+    await page.run(
+        """(async () => {
+      const module = performance.getEntriesByType('resource').find(({name}) => name.includes('livekit-client')).name;
+      const { Room } = await import(module);
+      const on = Room.prototype.on;
+      Room.prototype.on = function (...given) { globalThis.room = this; return on.apply(this, given); };
+      void a.start();
+    })()""",
+        gesture=True,
+    )
+    await page.until("a.state === 'ready'")
+    await page.run("room.emit('disconnected', 5), null")  # DisconnectReason.ROOM_DELETED
+    assert await page.run("[a.state, seen.findLast(([name]) => name === 'error')[1].code]") == ["failed", "room_left"]
+    assert await page.run("visible('start') && $('error').textContent.length > 0")
+
+
+@pytest.mark.network
 @TALKS
 async def test_the_how_to_works_as_printed(page: Page, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page and the route of docs/how-to/embed.md, with other addresses."""

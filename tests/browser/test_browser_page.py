@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.browser.chromium import LOOK_S, Page
-from tests.browser.conftest import Stack
+from tests.browser.conftest import CHEAP_VOICE, Stack, running_demo
 from tests.waiting import until
 
 pytestmark = [pytest.mark.browser, pytest.mark.livekit, pytest.mark.voice]
@@ -30,6 +31,13 @@ STATUSES = """globalThis.statuses = [], new MutationObserver(() =>
   document.getElementById('status'), {childList: true, characterData: true, subtree: true}), null"""
 TARGETS = """[...document.querySelectorAll('button, select, textarea, summary')].filter((e) => e.checkVisibility())
   .map((e) => [e.id || e.textContent.trim(), e.getBoundingClientRect().height])"""
+
+
+@pytest.fixture
+def silent(tmp_path: Path) -> Iterator[Stack]:
+    """A demo without conversations."""
+    with running_demo(tmp_path / "log", "--no-conversation", **CHEAP_VOICE) as stack:
+        yield stack
 
 
 async def text(page: Page, element: str) -> str:
@@ -79,6 +87,7 @@ def clean(page: Page, *expected: str) -> None:
     assert hosts <= {"127.0.0.1", "localhost"}
 
 
+@pytest.mark.network
 async def test_types_hears_and_sees_it_speak_and_interrupts(whole_page: Page, stack: Stack) -> None:
     page = whole_page  # the picture is as large as people see it
     await start(page, stack)
@@ -146,6 +155,7 @@ def settled(measured: dict[str, list[float]]) -> bool:
     return bool(abs(ahead) < 60 and abs(reported - ahead) < 30)
 
 
+@pytest.mark.network
 async def test_lips_and_sound_meet_in_the_browser(page: Page, stack: Stack) -> None:
     await page.open(f"{stack.url}/")
     await page.run(SKEW.read_text(), gesture=True)
@@ -172,6 +182,10 @@ async def test_keyboard_alone_does_everything(page: Page, stack: Stack) -> None:
     await page.type("Hello.")
     await page.key("Enter")
     await page.until("document.getElementById('events').textContent.includes('finished after')")
+
+    await page.tab_to("captions-toggle")
+    await page.key("Enter")
+    assert await page.run("document.getElementById('captions-toggle').ariaPressed") == "false"
 
     session = await session_id(page)
     await page.tab_to("hold")
@@ -225,6 +239,7 @@ async def test_asks_for_the_key_where_no_token_is_handed_out(page: Page, stack: 
     assert [e for e in page.errors if "404" not in e and "401" not in e] == []
 
 
+@pytest.mark.network
 async def test_captions_and_panel_follow_the_speech_and_the_status_is_asked_for_after_events_only(
     page: Page, stack: Stack
 ) -> None:
@@ -301,6 +316,7 @@ async def status_follows_events(page: Page, session: str) -> None:
     await until(lambda: asked() > before)
 
 
+@pytest.mark.network
 async def test_phone_shows_everything_without_scrolling_sideways_and_leaving_ends_the_session(
     page: Page, stack: Stack
 ) -> None:
@@ -319,7 +335,9 @@ async def test_phone_shows_everything_without_scrolling_sideways_and_leaving_end
     clean(page)
 
 
-async def test_talk_says_what_is_missing_and_say_goes_on_until_the_session_ends(page: Page, stack: Stack) -> None:
+@pytest.mark.network
+async def test_talk_says_what_is_missing_and_say_goes_on_until_the_session_ends(page: Page, silent: Stack) -> None:
+    stack = silent
     await page.size(1280, 800)
     await page.open(f"{stack.url}/")
     await page.click("#start-talk")

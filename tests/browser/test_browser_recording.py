@@ -169,6 +169,7 @@ async def test_a_film_of_a_room_that_never_comes_is_an_error_on_the_page(
         await page.until("thrown === 'recording_unavailable'")  # the page goes on looking
 
 
+@pytest.mark.network
 async def test_a_room_is_not_offered_where_there_is_no_egress(page: Page) -> None:
     async with stage() as here:
         await opened(page, here)
@@ -176,6 +177,7 @@ async def test_a_room_is_not_offered_where_there_is_no_egress(page: Page) -> Non
         assert await page.run("document.getElementById('record-room').hidden")
 
 
+@pytest.mark.network
 async def test_a_film_plays_over_speech_that_no_agent_showed(page: Page) -> None:
     made, joiner = part(), FilmJoiner()
     film = joiner.begin(made.header) + b"".join(map(joiner.add, made.fragments[:10]))

@@ -8,11 +8,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import threading
 import wave
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -20,34 +18,22 @@ import pytest
 from numpy.typing import NDArray
 
 from orchestrator.conversation.conversations import find_python
-from tests.browser.chromium import LOOK_S, Chromium, Page, find_chromium
-from tests.browser.conftest import CHEAP, CHEAP_VOICE, Stack, running_demo, stop_sessions
+from tests.browser.chromium import Chromium, Page, find_chromium
+from tests.browser.conftest import CHEAP, Stack, stop_sessions
+from tests.browser.talking import FIRST, LINES, RATE, REPLIES, SPOKEN, STATE, TRACKS, agree, given_back, said, write
 from tests.browser.test_browser_page import LIVE, LOUD, OVERFLOW, PROBE, TARGETS, clean, session_id, stopped, watch
-from tests.fakes.openai_models import KEY, FakeModels
-from tests.fakes.serving import plain_config, serving
-from tests.integrations.conversation import warm_python
-from tests.waiting import NEVER_S, until
+from tests.fakes.openai_models import FakeModels
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.livekit,
+    pytest.mark.network,  # `test_browser_short` reaches every block of the page's scripts that these reach
     pytest.mark.voice,
     pytest.mark.skipif(
         find_python() is None, reason="no environment for conversations: run `tools/setup conversation`"
     ),
 ]
-RATE = 48_000
-PAUSE_S = 2.0
-"""After a sentence, until it is said again: long enough that it is known to be over."""
 LONG = " ".join(["And then the cat went on to the next house, and looked in at every window."] * 8)
-TRACKS = """globalThis.tracks = [];
-const ask = navigator.mediaDevices?.getUserMedia.bind(navigator.mediaDevices);
-if (ask) navigator.mediaDevices.getUserMedia = async (wanted) => {
-  globalThis.asked = wanted;
-  const stream = await (globalThis.granted ?? ask)(wanted);
-  tracks.push(...stream.getTracks());
-  return stream;
-};"""
 # `cut()` takes the line from every WebSocket, and from those that are opened while `isCut`. (Offline in Chromium's emulation, its
 # network process takes a whole processor until LiveKit notices after a quarter of a minute.)
 CUT = """globalThis.sockets = [];
@@ -61,27 +47,6 @@ globalThis.cut = () => {
   globalThis.isCut = true;
   sockets.forEach((socket) => socket.close(4000));
 };"""
-# In place of the microphone that a person allowed: what `say` is given, on a faint noise, since none is digitally silent.
-SPOKEN = """globalThis.granted = async (wanted) => {
-  (await ask(wanted)).getTracks().forEach((track) => track.stop());
-  const context = new AudioContext({sampleRate: %d});
-  const buffer = (values) => {
-    const made = context.createBuffer(1, values.length, context.sampleRate);
-    made.copyToChannel(values, 0);
-    return made;
-  };
-  const microphone = context.createMediaStreamDestination();
-  const play = (options) => {
-    const node = new AudioBufferSourceNode(context, options);
-    node.connect(microphone);
-    node.start();
-    return new Promise((resolve) => node.addEventListener('ended', resolve));
-  };
-  void play({loop: true, buffer: buffer(Float32Array.from({length: context.sampleRate}, () => (Math.random() - 0.5) / 1024))});
-  const speech = new Int16Array(Uint8Array.from(atob('%s'), (letter) => letter.charCodeAt(0)).buffer);
-  globalThis.say = () => play({buffer: buffer(Float32Array.from(speech, (value) => value / 32768))});
-  return microphone.stream;
-};"""
 # What each track that is sent was when the connection got it.
 SENT = """globalThis.sent = [];
 const add = RTCPeerConnection.prototype.addTransceiver;
@@ -89,63 +54,6 @@ RTCPeerConnection.prototype.addTransceiver = function (track, ...rest) {
   if (track instanceof MediaStreamTrack) sent.push(track.enabled);
   return add.call(this, track, ...rest);
 };"""
-FIRST = "document.querySelector('#messages > .line')"
-LINES = """[...document.querySelectorAll('#messages > .line')].slice(1).map((line) => [
-  line.classList.contains('user') ? 'user' : 'assistant', line.querySelector('.words').textContent,
-  !line.querySelector('.mark').hidden])"""
-STATE = "document.getElementById('conversation').dataset.state"
-REPLIES = "(document.querySelectorAll('#messages > .line.assistant').length - 1)"
-"""As `LINES` without the greeting."""
-
-
-@pytest.fixture(scope="module")
-def models() -> Iterator[tuple[FakeModels, str]]:
-    """Stand-ins for the models and their address, served by a thread for all tests of this module."""
-    fake, ready, address = FakeModels(), threading.Event(), list[str]()
-    loop = asyncio.new_event_loop()
-    stop = asyncio.Event()
-
-    async def serve() -> None:
-        async with serving(plain_config(fake.app)) as url:
-            address.append(url + "/v1")
-            ready.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
-    thread.start()
-    assert ready.wait(NEVER_S)
-    yield fake, address[0]
-    loop.call_soon_threadsafe(stop.set)
-    thread.join()
-    loop.close()
-
-
-@pytest.fixture(scope="module")
-def talking(models: tuple[FakeModels, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A demo whose conversations use those models."""
-    url = models[1]
-    providers = {"LLM_BASE_URL": url, "LLM_API_KEY": KEY, "STT_BASE_URL": url, **CHEAP_VOICE}
-    providers["CONVERSATION_PYTHON"] = warm_python.path()
-    with running_demo(tmp_path_factory.mktemp("talking") / "log", **providers) as stack:
-        yield stack
-
-
-@pytest.fixture
-def fake(models: tuple[FakeModels, str]) -> FakeModels:
-    """The models, as new."""
-    made, fresh = models[0], FakeModels()
-    for name in ("replies", "transcripts", "asked", "heard_s", "_answer", "_speech"):
-        setattr(made, name, getattr(fresh, name))
-    return made
-
-
-@pytest.fixture(scope="module")
-def speech(talking: Stack) -> NDArray[np.int16]:
-    """A sentence of the product's neural voice, at `RATE`."""
-    asked = {"model": "tts-1", "voice": "piper:joe", "input": "What is your name?", "response_format": "pcm"}
-    answer = talking.post("/v1/audio/speech", asked)
-    assert answer.status_code == 200, answer.text
-    return np.repeat(np.frombuffer(answer.content, np.int16), 2)  # it comes at 24 kHz
 
 
 @pytest.fixture(scope="module")
@@ -175,12 +83,12 @@ def listener(recording: Path) -> Iterator[Chromium]:
 
 
 @pytest.fixture
-async def recorded_page(listener: Chromium, talking: Stack) -> AsyncIterator[Page]:
+async def recorded_page(listener: Chromium, stack: Stack) -> AsyncIterator[Page]:
     """A tab of that Chromium; no session stays behind."""
     async with listener.tab() as tab:
         await tab.send("Page.addScriptToEvaluateOnNewDocument", source=CHEAP + TRACKS + SENT)
         yield tab
-    await asyncio.to_thread(stop_sessions, talking)
+    await asyncio.to_thread(stop_sessions, stack)
 
 
 @pytest.fixture
@@ -207,46 +115,10 @@ async def start(page: Page, stack: Stack, *, microphone: bool = True) -> None:
     await page.until(f"{REPLIES} === 0 && {STATE} === 'listening'")  # it has greeted
 
 
-async def write(page: Page, text: str) -> None:
-    await page.click("#chat-text")
-    await page.type(text)
-    await page.key("Enter")
-
-
-async def agree(page: Page, stack: Stack) -> list[list[Any]]:
-    """The lines of the page after the greeting, once the orchestrator's history has the same."""
-    session = await session_id(page)
-
-    async def same() -> list[list[Any]]:
-        answer = await asyncio.to_thread(stack.get, f"/session/{session}/messages")
-        known = [[each["role"], each["text"].strip(), each["interrupted"]] for each in answer.json()["messages"]]
-        lines: list[list[Any]] = await page.run(LINES)
-        return lines if known and lines == known[1:] else []
-
-    return await until(same, every_s=LOOK_S)
-
-
-async def said(page: Page, fake: FakeModels) -> None:
-    """The sentence is said and recognised; again and again, since it is lost while the room takes the microphone's track."""
-    before = len(fake.heard_s)
-
-    async def recognised() -> bool:
-        if len(fake.heard_s) == before:
-            await page.run("say()")
-        return len(fake.heard_s) > before
-
-    await until(recognised, every_s=PAUSE_S)
-
-
-async def given_back(page: Page) -> bool:
-    """Whether every microphone track that was asked for has ended."""
-    return bool(await page.run("tracks.length > 0 && tracks.every((track) => track.readyState === 'ended')"))
-
-
-async def test_what_is_said_is_shown_and_answered_aloud(recorded_page: Page, talking: Stack, fake: FakeModels) -> None:
+async def test_what_is_said_is_shown_and_answered_aloud(recorded_page: Page, stack: Stack, fake: FakeModels) -> None:
     page = recorded_page
     fake.replies = ["My name is Ada, and I am glad that you ask me this."]
-    await start(page, talking, microphone=False)
+    await start(page, stack, microphone=False)
     assert await page.run("document.getElementById('problem-code').textContent") == "microphone_forbidden"
     assert "Allow it in the address bar" in await page.run("document.getElementById('problem-text').textContent")
     assert await page.run("document.getElementById('talk-state').textContent") == "Waits for your message"
@@ -254,7 +126,7 @@ async def test_what_is_said_is_shown_and_answered_aloud(recorded_page: Page, tal
     idle = await watch(page, 30)
     assert await page.run(f"{FIRST}.querySelector('.words').textContent") == "Hello! What would you like to talk about?"
 
-    await permit(page, talking, microphone=True)
+    await permit(page, stack, microphone=True)
     await page.click("#mic")
     await page.until("!document.getElementById('hearing').hidden")  # its level is measured
     assert await page.run("asked.audio") == {
@@ -270,7 +142,7 @@ async def test_what_is_said_is_shown_and_answered_aloud(recorded_page: Page, tal
     moved = np.convolve(said[:, 1] - said[:, 2], np.full(10, 0.1), "valid").max()
     assert moved > 1.5 * np.median(idle[:, 1]) + 0.5, "the mouth moves"
     await page.until(f"{REPLIES} === 1")
-    assert await agree(page, talking) == [
+    assert await agree(page, stack) == [
         ["user", "What is your name?", False],
         ["assistant", fake.replies[0], False],
     ]
@@ -286,10 +158,10 @@ async def test_what_is_said_is_shown_and_answered_aloud(recorded_page: Page, tal
 
 
 async def test_texts_work_without_a_microphone_and_after_a_lost_conversation(
-    page: Page, talking: Stack, fake: FakeModels
+    page: Page, stack: Stack, fake: FakeModels
 ) -> None:
     fake.replies = [LONG, "Very well.", LONG, "I am here."]
-    await start(page, talking, microphone=False)
+    await start(page, stack, microphone=False)
     await write(page, "Tell me a story.")
     await page.until(f"{STATE} === 'speaking'")
     await page.until(
@@ -298,7 +170,7 @@ async def test_texts_work_without_a_microphone_and_after_a_lost_conversation(
     await page.until("document.getElementById('captions-text').textContent.includes('And then')")
     await write(page, "Stop, please.")
     await page.until(f"{REPLIES} === 2")
-    lines = await agree(page, talking)
+    lines = await agree(page, stack)
     assert [[role, cut] for role, _, cut in lines] == [
         ["user", False],
         ["assistant", True],
@@ -314,12 +186,12 @@ async def test_texts_work_without_a_microphone_and_after_a_lost_conversation(
     await page.until("document.querySelector('#growing .assistant .words')?.textContent.split(' ').length > 4")
     await page.key("Escape")
     await page.until(f"{REPLIES} === 3 && {STATE} === 'listening'")
-    reply, cut = (await agree(page, talking))[-1][1:]
+    reply, cut = (await agree(page, stack))[-1][1:]
     assert cut and LONG.startswith(reply) and len(reply) < len(LONG)
 
     await page.run(f"""globalThis.states = [], new MutationObserver(() => states.push({STATE})).observe(
       document.getElementById('conversation'), {{attributes: true, attributeFilter: ['data-state']}}), null""")
-    await asyncio.to_thread(kill_worker, talking)
+    await asyncio.to_thread(kill_worker, stack)
     await page.until("states.includes('away')")
     await write(page, "And now?")
     await page.until(f"{REPLIES} === 4")
@@ -329,9 +201,9 @@ async def test_texts_work_without_a_microphone_and_after_a_lost_conversation(
 
 
 async def test_the_microphone_is_muted_and_pushed_by_keys_and_given_back_with_the_session(
-    page: Page, talking: Stack, fake: FakeModels
+    page: Page, stack: Stack, fake: FakeModels
 ) -> None:
-    await start(page, talking)
+    await start(page, stack)
     await page.until("document.getElementById('mic').dataset.state === 'on'")
     assert await page.run("document.activeElement.id") == "chat-text"
 
@@ -365,15 +237,15 @@ async def test_the_microphone_is_muted_and_pushed_by_keys_and_given_back_with_th
 
     await page.run("document.activeElement.blur()")
     await page.key(" ", hold=spoken)  # nothing has the focus: the key itself talks
-    await asyncio.to_thread(talking.post, f"/session/{session}/stop")
+    await asyncio.to_thread(stack.post, f"/session/{session}/stop")
     await page.until("document.body.dataset.phase === 'ready'")
     assert await given_back(page)
-    await the_choice_of_push_to_talk_stays(page, talking)
+    await the_choice_of_push_to_talk_stays(page, stack)
     clean(page)
 
 
-async def the_choice_of_push_to_talk_stays(page: Page, talking: Stack) -> None:
-    await page.open(f"{talking.url}/")
+async def the_choice_of_push_to_talk_stays(page: Page, stack: Stack) -> None:
+    await page.open(f"{stack.url}/")
     await page.click("#start-talk")
     await page.until(LIVE)
     await page.until("!document.getElementById('push').hidden")
@@ -399,16 +271,16 @@ ERROR = """(() => {
 
 
 async def test_phone_shows_the_conversation_without_scrolling_sideways_and_leaving_ends_the_session(
-    page: Page, talking: Stack, fake: FakeModels
+    page: Page, stack: Stack, fake: FakeModels
 ) -> None:
     fake.replies = [LONG]
     await page.size(360, 740, scale=2)
-    await permit(page, talking, microphone=True)
-    await page.open(f"{talking.url}/")
+    await permit(page, stack, microphone=True)
+    await page.open(f"{stack.url}/")
     await fits(page)
     await page.click("#start-talk")
     await page.until(LIVE)
-    sessions = (await asyncio.to_thread(talking.get, "/sessions")).json()["sessions"]
+    sessions = (await asyncio.to_thread(stack.get, "/sessions")).json()["sessions"]
     (session,) = (each["session_id"] for each in sessions if each["state"] not in ("stopped", "failed"))
     await page.until("document.getElementById('mic').dataset.state === 'on'")
     await page.until(f"{STATE} === 'listening'")
@@ -429,7 +301,7 @@ async def test_phone_shows_the_conversation_without_scrolling_sideways_and_leavi
         assert small == {}
         await page.run("document.getElementById('language').click()")
     await page.open("about:blank")
-    await stopped(talking, session)
+    await stopped(stack, session)
     clean(page)
 
 
@@ -450,12 +322,12 @@ JOIN = """(async () => {
 })()"""
 
 
-async def test_a_page_without_a_key_sees_the_words_and_writes(page: Page, talking: Stack, fake: FakeModels) -> None:
+async def test_a_page_without_a_key_sees_the_words_and_writes(page: Page, stack: Stack, fake: FakeModels) -> None:
     fake.replies = ["I have read it."]
     body: dict[str, object] = {"room": "keyless", "engine": "pattern", "conversation": {}}
-    started = (await asyncio.to_thread(talking.post, "/session/start", body)).json()
-    await page.serve(f"{talking.url}/keyless.html", "<video playsinline></video>")
-    await page.open(f"{talking.url}/keyless.html")
+    started = (await asyncio.to_thread(stack.post, "/session/start", body)).json()
+    await page.serve(f"{stack.url}/keyless.html", "<video playsinline></video>")
+    await page.open(f"{stack.url}/keyless.html")
     names = ("session_id", "livekit_url", "viewer_token", "avatar_identity", "audio_url", "conversation")
     await page.run(JOIN % json.dumps({name: started[name] for name in names}), gesture=True)
     await page.until("avatar.conversation.state === 'listening'")
@@ -471,10 +343,10 @@ async def test_a_page_without_a_key_sees_the_words_and_writes(page: Page, talkin
 
 
 async def test_the_microphone_is_heard_again_after_the_connection_was_lost(
-    page: Page, talking: Stack, fake: FakeModels
+    page: Page, stack: Stack, fake: FakeModels
 ) -> None:
     await page.send("Page.addScriptToEvaluateOnNewDocument", source=CUT)
-    await start(page, talking)
+    await start(page, stack)
     await page.until("document.getElementById('mic').dataset.state === 'on'")
     await said(page, fake)
     await page.until(f"{REPLIES} >= 1")
@@ -486,7 +358,7 @@ async def test_the_microphone_is_heard_again_after_the_connection_was_lost(
     await page.until("chips.at(-1) !== 'reconnecting'")
     await said(page, fake)
     assert await page.run("tracks.every((track) => track.readyState === 'live' && track.enabled)")
-    await agree(page, talking)
+    await agree(page, stack)
 
 
 def kill_worker(stack: Stack) -> None:

@@ -14,10 +14,10 @@ pytestmark = pytest.mark.browser
 
 RATE = 16_000
 AMPLITUDE = 0.5
-RECORD = """(async () => {
+RECORD = """Promise.all(%(hertz)s.map(async (frequency) => {
   const context = new AudioContext({sampleRate: %(rate)d});
   await context.audioWorklet.addModule('/pcm-worklet.js');
-  const tone = new OscillatorNode(context, {frequency: %(hertz)d});
+  const tone = new OscillatorNode(context, {frequency});
   const node = new AudioWorkletNode(context, 'pcm', {numberOfOutputs: 0});
   tone.connect(new GainNode(context, {gain: 0.5})).connect(node);
   tone.start();
@@ -34,7 +34,7 @@ RECORD = """(async () => {
   const pcm = new Int16Array(chunks.reduce((sum, chunk) => sum + chunk.length, 0));
   chunks.reduce((at, chunk) => (pcm.set(chunk, at), at + chunk.length), 0);
   return [chunks.map((chunk) => chunk.length), btoa(String.fromCharCode(...new Uint8Array(pcm.buffer)))];
-})()"""
+}))"""
 
 
 @pytest.fixture
@@ -43,10 +43,11 @@ def page(unseen_page: Page) -> Page:
     return unseen_page
 
 
-async def record(page: Page, web: str, rate: int, hertz: int) -> tuple[list[int], NDArray[np.float64]]:
+async def record(page: Page, web: str, rate: int, *hertz: int) -> list[tuple[list[int], NDArray[np.float64]]]:
+    """For each tone the lengths of its chunks, and its samples. All are recorded at once."""
     await page.open(f"{web}/LICENSE-of-nothing")
-    lengths, data = await page.run(RECORD % {"rate": rate, "hertz": hertz}, gesture=True)
-    return lengths, np.frombuffer(base64.b64decode(data), np.int16) / 32768
+    recorded = await page.run(RECORD % {"rate": rate, "hertz": list(hertz)}, gesture=True)
+    return [(lengths, np.frombuffer(base64.b64decode(data), np.int16) / 32768) for lengths, data in recorded]
 
 
 def fit(pcm: NDArray[np.float64], hertz: int) -> tuple[float, float]:
@@ -61,8 +62,8 @@ def fit(pcm: NDArray[np.float64], hertz: int) -> tuple[float, float]:
 
 @pytest.mark.parametrize("rate", [48_000, 44_100, 16_000])
 async def test_speech_band_is_kept_and_whole(page: Page, web: str, rate: int) -> None:
-    for hertz in (300, 1000, 6000):
-        lengths, pcm = await record(page, web, rate, hertz)
+    tones = (300, 1000, 6000)
+    for hertz, (lengths, pcm) in zip(tones, await record(page, web, rate, *tones), strict=True):
         assert set(lengths[:-1]) == {320}
         assert 0.35 * RATE < len(pcm) < 0.9 * RATE
         amplitude, clean_db = fit(pcm[320:], hertz)  # the filter rings in during the first chunk
@@ -72,6 +73,6 @@ async def test_speech_band_is_kept_and_whole(page: Page, web: str, rate: int) ->
 
 @pytest.mark.parametrize("rate", [48_000, 44_100])
 async def test_nothing_above_8_khz_folds_back(page: Page, web: str, rate: int) -> None:
-    for hertz in (8400, 10_000, 15_500, 20_000):
-        _, pcm = await record(page, web, rate, hertz)
+    tones = (8400, 10_000, 15_500, 20_000)
+    for hertz, (_, pcm) in zip(tones, await record(page, web, rate, *tones), strict=True):
         assert np.sqrt(np.mean(pcm[320:] ** 2)) < AMPLITUDE / np.sqrt(2) * 10 ** (-70 / 20), hertz

@@ -19,6 +19,9 @@ from tests.browser.chromium import browser, find_chromium
 from tests.clients.printed import ROOT
 from tests.fakes.serving import plain_config, serving
 
+pytestmark = (
+    pytest.mark.network
+)  # thirteen CPU seconds of npm and TypeScript; `test_javascript_types` checks the same modules
 NODE = Path.home() / ".cache" / "musetalk-livekit" / "node" / "node_modules"
 TOOL = ROOT / "tools" / "npm_package"
 CONSUMER = """
