@@ -44,7 +44,8 @@ class Agent:
 
     def link(self, session_id: str = "s1", after: int = 0) -> websockets.connect:
         url = f"ws://127.0.0.1:{self.port}/audio?session_id={session_id}&events_after={after}"
-        return websockets.connect(url, additional_headers=HEADERS, proxy=None, open_timeout=NEVER_S)
+        # A test need not read what comes: a queue that is full keeps the answer to its close away, for ten seconds.
+        return websockets.connect(url, additional_headers=HEADERS, proxy=None, open_timeout=NEVER_S, max_queue=None)
 
 
 async def answers(http: httpx.AsyncClient) -> None:

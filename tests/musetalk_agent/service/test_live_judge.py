@@ -39,6 +39,12 @@ def judges() -> list[psutil.Process]:
     return [c for c in psutil.Process().children() if c.status() != psutil.STATUS_ZOMBIE and "judge" in c.cmdline()]
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The agents' cache: the first one prepares the avatar for all."""
+    return tmp_path_factory.mktemp("prepared")
+
+
 @pytest.fixture
 def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Samples are short, and lie in this folder."""
@@ -63,9 +69,9 @@ async def speaking(here: Agent, **more: Any) -> AsyncIterator[None]:
         yield
 
 
-async def test_a_session_that_speaks_is_judged_and_the_sample_is_gone(tmp_path: Path, samples: Path) -> None:
+async def test_a_session_that_speaks_is_judged_and_the_sample_is_gone(prepared: Path, samples: Path) -> None:
     before, seen = judged(), False
-    async with agent(tmp_path, engine="warp", judge_every_s=0.05) as here, speaking(here):
+    async with agent(prepared, engine="warp", judge_every_s=0.05) as here, speaking(here):
 
         def over() -> bool:
             nonlocal seen
@@ -80,7 +86,7 @@ async def test_a_session_that_speaks_is_judged_and_the_sample_is_gone(tmp_path: 
 
 
 async def test_of_a_session_without_a_background_the_picture_is_judged(
-    tmp_path: Path, samples: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Path, samples: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[tuple[int, int]] = []
 
@@ -90,14 +96,14 @@ async def test_of_a_session_without_a_background_the_picture_is_judged(
 
     monkeypatch.setattr(LiveJudge, "_judge", look)
     settings = {"background": "transparent"}
-    async with agent(tmp_path, engine="warp", judge_every_s=0.05) as here, speaking(here, avatar_settings=settings):
+    async with agent(prepared, engine="warp", judge_every_s=0.05) as here, speaking(here, avatar_settings=settings):
         status = (await here.http.get("/session/s1")).json()
         await until(lambda: bool(sizes))
     assert sizes[0] == (status["width"], status["height"]), "not the alpha below it"
 
 
-async def test_an_agent_that_ends_leaves_no_judge_and_no_sample(tmp_path: Path, samples: Path) -> None:
-    async with agent(tmp_path, engine="warp", judge_every_s=0.05) as here, speaking(here):
+async def test_an_agent_that_ends_leaves_no_judge_and_no_sample(prepared: Path, samples: Path) -> None:
+    async with agent(prepared, engine="warp", judge_every_s=0.05) as here, speaking(here):
         await until(judges)
     assert not judges() and not list(samples.iterdir())
 
