@@ -55,7 +55,7 @@ async def _gone(request: Request) -> None:
 router = APIRouter()
 
 
-def _sessions(request: Request) -> LiveSessions:
+async def _sessions(request: Request) -> LiveSessions:  # FastAPI calls what is not async in a thread, for each request
     sessions: LiveSessions = request.app.state.sessions
     return sessions
 

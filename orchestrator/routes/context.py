@@ -120,7 +120,13 @@ def context(connection: HTTPConnection) -> Context:
     return cast("Context", connection.app.state.context)
 
 
-Ctx = Annotated[Context, Depends(context)]
+async def _context(
+    connection: HTTPConnection,
+) -> Context:  # FastAPI calls what is not async in a thread, for each request
+    return context(connection)
+
+
+Ctx = Annotated[Context, Depends(_context)]
 
 
 def host_url(connection: HTTPConnection, public_url: str | None) -> str:

@@ -112,3 +112,29 @@ def test_a_handler_that_catches_everything_says_why(package: str) -> None:
             if isinstance(node, ast.ExceptHandler) and _is_broad(node) and "#" not in lines[node.lineno - 1]:
                 silent[path] += 1
     assert not silent
+
+
+ROUTES = {"get", "post", "put", "patch", "delete", "websocket"}
+
+
+def test_what_a_request_calls_is_async() -> None:
+    """FastAPI calls an endpoint or a dependency that is not async in a thread: two switches of threads for each request."""
+    threaded = []
+    for path, nodes in _nodes().items():
+        functions = {node.name: node for node in nodes if isinstance(node, ast.FunctionDef)}
+        asked = {
+            node.args[0].id
+            for node in nodes
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Depends"
+            if node.args and isinstance(node.args[0], ast.Name)
+        }
+        calls = {
+            name: [
+                d.func.attr
+                for d in node.decorator_list
+                if isinstance(d, ast.Call) and isinstance(d.func, ast.Attribute)
+            ]
+            for name, node in functions.items()
+        }
+        threaded += [f"{path}: {name}" for name in functions if name in asked or ROUTES & set(calls[name])]
+    assert threaded == []
