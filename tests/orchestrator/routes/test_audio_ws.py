@@ -304,8 +304,16 @@ async def test_an_error_of_the_agent_ends_the_session_with_1011(running: Stage) 
         error = await line.wait("error")
         assert (error["code"], error["message"]) == ("livekit_unavailable", "The room is gone.")
         assert await line.closed() == 1011
-        session = (await running.http.get(f"/session/{started['session_id']}")).json()
-        assert session["state"] == "failed" and session["error"]["code"] == "livekit_unavailable"
+        path = f"/session/{started['session_id']}"
+
+        async def session() -> dict[str, Any]:
+            return dict((await running.http.get(path)).json())
+
+        async def over() -> bool:  # the connection closes first, and the rest of the session after it
+            return (await session())["state"] == "failed"
+
+        await until(over)
+        assert (await session())["error"]["code"] == "livekit_unavailable"
 
 
 async def test_a_lost_agent_without_another_fails_the_session(running: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
