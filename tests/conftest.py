@@ -23,6 +23,8 @@ from tests.waiting import NEVER_S
 
 pytest_plugins = ["tests.lanes"]
 
+gc.disable()  # until all tests are collected: next to nothing of what is made meanwhile goes again
+
 _STATUS = pytest.StashKey[int]()
 _SCRUBBED = (
     "LIVEKIT_",
@@ -53,11 +55,13 @@ known_trust.remember()
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """The collector need not look at thousands of tests and modules again: half a second whenever a session ends."""
+    """The collector need not look at thousands of tests and modules again: half a second whenever a session ends. What a test
+    leaves goes with the young. What is old seldom goes, and is looked at less often: all that the tests' applications made."""
     if "torch" in sys.modules:
         raise pytest.UsageError("a test file imports torch as it is collected: see tests/late.py")
-    gc.collect()
     gc.freeze()
+    gc.set_threshold(700, 10, 100)
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)

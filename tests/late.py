@@ -12,6 +12,7 @@ imported as ever, or said in words.
 from __future__ import annotations
 
 import builtins
+import gc
 import importlib
 import importlib.util
 import sys
@@ -88,3 +89,5 @@ def settle(module: object) -> None:
         for name, value in own.items():
             if isinstance(value, (_Name, _Module)):
                 own[name] = value.real()
+    gc.collect()  # of what the tests before left
+    gc.freeze()  # a session that ends has all objects looked at, and these are a million
