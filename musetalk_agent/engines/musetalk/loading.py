@@ -15,16 +15,18 @@ import logging
 import pickle
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -70,7 +72,7 @@ def load_parsing(folder: Path, device: torch.device, dtype: torch.dtype) -> BiSe
     """The face-parsing network, None where its weights are not there: it is optional."""
     if weights_files.find(folder, "parsing", None) is None:
         return None
-    with torch.device("meta"):
+    with _unfilled():
         module = BiSeNet()
     return _load(module, folder, "parsing", device, dtype)
 
@@ -80,7 +82,7 @@ def load_taesd(folder: Path, device: torch.device, dtype: torch.dtype) -> Autoen
     if weights_files.find(folder, "taesd", None) is None:
         return None
     config = read_config(TaesdConfig, folder / weights_files.TAESD_CONFIG)
-    with torch.device("meta"):
+    with _unfilled():
         module = AutoencoderTiny(**config.arguments())
     return _load(module, folder, "taesd", device, dtype)
 
@@ -88,22 +90,45 @@ def load_taesd(folder: Path, device: torch.device, dtype: torch.dtype) -> Autoen
 def build_unet(folder: Path) -> UNet2DConditionModel:
     """The UNet without weights, on the meta device."""
     config = read_config(UnetConfig, folder / weights_files.UNET_CONFIG)
-    with torch.device("meta"):
+    with _unfilled():
         return UNet2DConditionModel(**config.arguments())
 
 
 def build_vae(folder: Path) -> AutoencoderKL:
     """The VAE without weights, on the meta device."""
     config = read_config(VaeConfig, weights_files.vae_config_path(folder))
-    with torch.device("meta"):
+    with _unfilled():
         return AutoencoderKL(**config.arguments())
 
 
 def build_whisper(folder: Path) -> WhisperEncoder:
     """The audio encoder without weights, on the meta device. Without dropout, which its file sets to 0 as well."""
     config = read_config(WhisperEncoderConfig, folder / weights_files.WHISPER_CONFIG)
-    with torch.device("meta"):
+    with _unfilled():
         return WhisperEncoder(WhisperConfig(**config.arguments(), dropout=0.0))
+
+
+@contextmanager
+def _unfilled() -> Iterator[None]:
+    """Modules are made on the meta device, and without the random values that layers begin with: on that device they compute the
+    shapes of nothing, for as long as all the rest of the making takes."""
+    with torch.device("meta"), _NoValues():
+        yield
+
+
+class _NoValues(TorchFunctionMode):
+    """Leaves what `torch.nn.init` would fill as it is."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def read_part(path: Path, part: Part) -> dict[str, Tensor]:
