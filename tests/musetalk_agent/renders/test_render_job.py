@@ -86,9 +86,9 @@ class Bench:
 
 
 @asynccontextmanager
-async def worked(folder: Path, engine: str) -> AsyncIterator[Bench]:
-    """A bench in `folder`, whose factory has `engine` by default."""
-    settings = AgentSettings(agent_api_key=SecretStr("k"), engine=engine, cache_dir=folder / "cache")
+async def worked(folder: Path, engine: str, cache: Path | None = None) -> AsyncIterator[Bench]:
+    """A bench in `folder`, whose factory has `engine` by default. What it prepares is kept in `cache`, or in the folder too."""
+    settings = AgentSettings(agent_api_key=SecretStr("k"), engine=engine, cache_dir=cache or folder / "cache")
     factory = Factory(settings)
     await factory.start()
     try:
