@@ -183,7 +183,7 @@ def _add_routes(app: FastAPI) -> None:
 
 
 def _add_guards(app: FastAPI, settings: Settings, access: Access, metrics: Metrics) -> None:
-    open_paths = OPEN_PATHS | {address for address, _ in page.files()}
+    open_paths = OPEN_PATHS | page.load().by_address.keys()
     app.add_middleware(
         AuthMiddleware,
         access=access,
