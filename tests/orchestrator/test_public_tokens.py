@@ -200,6 +200,24 @@ async def test_an_origin_is_known_as_long_as_a_token_names_it() -> None:
 
 
 @virtually
+async def test_an_origin_that_another_orchestrator_notes_meanwhile_is_known_as_long_as_the_longer_token() -> None:
+    class Contended(MemoryStore):
+        """Another orchestrator writes a longer time between this one's look and its change."""
+
+        async def swap_document(self, key: str, old: bytes | None, new: bytes, keep_s: float) -> bool:
+            if new.isdigit() and old is None:
+                await super().swap_document(key, old, b"%d" % (int(new) + 60), keep_s + 60)
+            return await super().swap_document(key, old, new, keep_s)
+
+    tokens = PublicTokens(Contended(), "secret", time.time)
+    await minted(tokens, expires_at=EPOCH_S - RETAIN_S + 60)
+    await asyncio.sleep(110)
+    assert await tokens.knows_origin("https://shop.example")
+    await asyncio.sleep(20)
+    assert not await tokens.knows_origin("https://shop.example")
+
+
+@virtually
 async def test_a_store_that_fails_is_said_so() -> None:
     store = MemoryStore()
     tokens = PublicTokens(store, "secret", time.time)

@@ -14,9 +14,10 @@ from musetalk_agent.admission.machine import Memory
 from musetalk_agent.admission.terms import LATE_LOOKS, WELL_LOOKS
 from musetalk_agent.card_estimates import PACED_MOST
 from musetalk_agent.clock import VirtualClock
-from musetalk_agent.errors import AtCapacity
+from musetalk_agent.errors import AtCapacity, SessionEnded, SessionNotFound
 from musetalk_agent.factory import Factory
 from musetalk_agent.protocol.http import CapacityLimit
+from musetalk_agent.service import live_sessions
 from musetalk_agent.service.live_sessions import LiveSessions
 from tests.musetalk_agent.admission.granted import Granted
 from tests.musetalk_agent.service.test_admission_any_order import Held, Shop, request
@@ -178,6 +179,26 @@ async def test_a_refusal_names_its_limit_and_the_value(machine: Granted, says: s
     assert (capacity.sessions, capacity.limited_by in ("processor", "memory")) == (1, True)
     held.over(held.state.STOPPED)
     assert sessions.capacity().sessions == 0
+    await sessions.aclose()
+
+
+async def test_a_session_that_was_over_long_ago_is_not_known_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = Shop(None, {"warp": None})
+    admission = Admission(None, Granted(2.0, MUCH), VirtualClock(), lambda: 1.0)
+    sessions = LiveSessions(cast(Factory, shop), admission=admission)
+    for name in "ab":
+        starting = asyncio.create_task(sessions.start(request(name, "warp")))
+        await turns(3)
+        shop.preparing[name].set_result(None)
+        held = cast(Held, await starting)
+        held.over(held.state.STOPPED)
+    for name in "ab":
+        with pytest.raises(SessionEnded):
+            sessions.get(name)
+    monkeypatch.setattr(live_sessions, "REMEMBER_S", -1.0)
+    for name in "ab":
+        with pytest.raises(SessionNotFound):
+            sessions.get(name)
     await sessions.aclose()
 
 

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from musetalk_agent.engines.interface import PatchRequest
 from musetalk_agent.engines.pattern import PatternEngine
 from musetalk_agent.media.renderer import UNFIT
@@ -118,3 +120,26 @@ async def test_frames_that_the_engine_found_unfit_are_reported_in_the_funnel(exe
     stages = {stage.stage: stage for stage in made.pipeline.stats.report()}
     assert stages["patches"].last_error == UNFIT
     assert stages["composed"].count == 10
+
+
+class Closing(PatternEngine):
+    """Takes its time to close the mouth, and makes all of it at once."""
+
+    fade_out_frames = 12
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.6])
+async def test_a_mouth_that_closes_gives_way_to_speech(executor: ThreadPoolExecutor, pause_s: float) -> None:
+    """Which waits already, or comes when half of the closing frames, all of them made, were shown."""
+    async with stand(executor, engine=Closing()) as made:
+        for number in (1, 2):
+            made.pipeline.begin(number, 16_000)
+            made.pipeline.push(tone(0.4))
+            made.pipeline.end()
+            await made.pass_time(pause_s)
+        await made.pass_time(2)
+        report = made.pipeline.player.report()
+    assert made.kinds() == ["playback.started", "playback.finished"] * 2
+    closing = report["spoken"] - 20
+    assert (closing == 12) if not pause_s else (12 < closing < 24), "the first time only some are shown, or none"
+    assert (report["dropped"], report["held"]) == (0, 0)

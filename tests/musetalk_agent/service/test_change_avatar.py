@@ -17,7 +17,14 @@ from musetalk_agent.clock import MonotonicClock
 from musetalk_agent.engines.pattern import PatternSession, pattern_bundle
 from musetalk_agent.errors import AvatarNotFound, EngineUnavailable, SessionEnded
 from musetalk_agent.factory import Factory, OpenedAvatar
-from musetalk_agent.protocol.http import AgentActionRequest, AgentAvatarRequest, AgentStartRequest, AvatarSource
+from musetalk_agent.protocol.http import (
+    AgentActionRequest,
+    AgentAvatarRequest,
+    AgentStartRequest,
+    AvatarSource,
+    Picture,
+)
+from musetalk_agent.protocol.preparation_messages import AgentPrepareRequest
 from musetalk_agent.publishers.base import NullPublisher
 from musetalk_agent.service.live_sessions import LiveSessions
 from musetalk_agent.session.session import Session
@@ -94,6 +101,8 @@ async def test_a_change_that_is_cancelled_or_fails_leaves_the_old_avatar(
         made.may_open.set()
         with pytest.raises(AvatarNotFound):
             await made.change("none")
+        with pytest.raises(AvatarNotFound):
+            await made.live.act("s", AgentActionRequest(avatar=AvatarSource(avatar_id="none")))
         assert made.session.bundle is before and made.made == []
         assert (await made.change("two")).bundle is not before
 
@@ -128,3 +137,14 @@ async def test_a_session_that_ends_meanwhile_shows_nothing_more(
         with pytest.raises(SessionEnded):
             await late
         assert [each.closed for each in made.made] == [1]
+
+
+async def test_a_clip_for_an_engine_that_draws_its_own_picture_has_the_avatars_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path, monkeypatch) as made:
+        avatar = AvatarSource(avatar_id="demo")
+        picture = Picture(width=96, height=64)
+        request = AgentPrepareRequest(avatar=AvatarSource(), clip_of=avatar, engine="pattern", picture=picture)
+        clip = await made.factory.prepared(request)
+        assert (clip.width, clip.height) == (96, 64)
