@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from livekit import rtc
+from livekit.rtc.data_stream import StreamError
 
 from musetalk_agent.agent_metrics import AGENT_CALLS
 from musetalk_agent.avatar_protocol import core, speech
@@ -47,10 +48,10 @@ class Time:
 
 @dataclass
 class Reader:
-    """A byte stream whose chunks a test puts; None ends it."""
+    """A byte stream whose chunks a test puts; None ends it, and an exception breaks it."""
 
     stream: str
-    chunks: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
+    chunks: asyncio.Queue[bytes | Exception | None] = field(default_factory=asyncio.Queue)
     closed: int = 0
     read: int = 0
 
@@ -69,6 +70,8 @@ class Reader:
         chunk = await self.chunks.get()
         if chunk is None:
             raise StopAsyncIteration
+        if isinstance(chunk, Exception):
+            raise chunk
         self.read += 1
         return chunk
 
@@ -200,6 +203,28 @@ async def test_a_stream_that_was_cleared_before_it_was_read_is_closed_unread() -
         await until(lambda: first.closed and second.closed)
     assert heard.pipeline.acts == [("begin", 1, 16000), ("begin", 2, 16000), ("clear",)]
     assert first.read == second.read == 0
+
+
+@pytest.mark.parametrize("broken", [StreamError("its sender is gone"), TimeoutError()])
+async def test_of_a_stream_that_breaks_is_said_what_came_and_the_next_is_read(broken: Exception) -> None:
+    heard = made(Room())
+    heard.time.step = 0
+    first, second = heard.room.brings("a", "b")
+    for chunk in (bytes(320), broken):
+        first.chunks.put_nowait(chunk)
+    async with at_work(heard):
+        await until(lambda: first.closed)
+        second.chunks.put_nowait(bytes(640))
+        second.chunks.put_nowait(None)
+        await until(lambda: second.closed)
+    assert heard.pipeline.acts == [
+        ("begin", 1, 16000),
+        ("push", 160),
+        ("end",),
+        ("begin", 2, 16000),
+        ("push", 320),
+        ("end",),
+    ]
 
 
 async def test_speech_that_is_in_hand_already_is_heard_before_more_is_read() -> None:

@@ -140,6 +140,6 @@ async def test_a_mouth_that_closes_gives_way_to_speech(executor: ThreadPoolExecu
         await made.pass_time(2)
         report = made.pipeline.player.report()
     assert made.kinds() == ["playback.started", "playback.finished"] * 2
-    closing = report["spoken"] - 20
+    closing = int(report["spoken"] or 0) - 20
     assert (closing == 12) if not pause_s else (12 < closing < 24), "the first time only some are shown, or none"
     assert (report["dropped"], report["held"]) == (0, 0)
