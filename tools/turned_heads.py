@@ -1,13 +1,15 @@
 """Turns the heads of pictures and clips, and draws what the warp engine makes of them at several angles.
 
     python tools/turned_heads.py OUT.png PICTURE_OR_CLIP [--turn 40] [--nod 0] [--lean 0] [--light left|right|top] [--beard]
-        [--glasses] [--frames 48] [--first 0] [--used 48] [--scale 2] [--as-it-is] [--clip OUT.zip] [--no-sheet]
+        [--glasses] [--talks] [--frames 48] [--first 0] [--used 48] [--scale 2] [--as-it-is] [--clip OUT.zip]
+        [--no-sheet]
 
 The mesh's points and their depths are turned about an axis through the neck, and the picture's triangles are painted from back to
 front; what lies around the face follows less and less. `--light` lights the turned mesh from one side, `--beard` and `--glasses`
-are drawn on the face first. A video's frames are taken one after the other, so that a talker talks while the head turns.
-`--as-it-is` turns nothing: footage of a head that turns itself. Rows are the frames nearest to each angle, columns the idle frame
-and what `contact_sheet.SHOWN` lists. `--clip` keeps the frames as an avatar's upload.
+are drawn on the face first. `--talks` moves the lower lip and the jaw of the mesh, in each frame of a picture otherwise. A video's
+frames are taken one after the other, so that a talker talks while the head turns. `--as-it-is` turns nothing: footage of a head
+that turns itself. Rows are the frames nearest to each angle, columns the idle frame and what `contact_sheet.SHOWN` lists. `--clip`
+keeps the frames as an avatar's upload.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from contact_sheet import ROOT, SHOWN, Style, idle_frame, prepared, spoken, tile
 from musetalk_agent.avatars.face import Face, FaceNet, crop_of
 from musetalk_agent.avatars.face_track import head_angles
 from musetalk_agent.engines.warp import WarpEngine
+from musetalk_agent.engines.warp.mouth_space import INNER_UPPER, OUTER_UPPER
 from musetalk_agent.features.visemes import VisemeFeatures
 from musetalk_agent.media_types import Pixels
 from musetalk_agent.weights import Manifest, ModelStore
@@ -43,6 +46,12 @@ LIPS = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17,
 JAW = (234, 93, 132, 58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397, 288, 361, 323, 454)
 BEARD_TOP = (454, 352, 411, 427, 410, 287, 391, 327, 2, 98, 165, 57, 186, 207, 187, 123, 234)
 EYES = (33, 133), (362, 263)
+WORD = 5
+"""Frames from one opening of a head that talks to the next one."""
+OPENS, FALLS = 0.12, 0.67
+"""How far its lower lip goes down at most (eye distances), and how much of that its chin."""
+CHEEK = 1.6
+"""How far beside the mouth's middle skin goes with it (halves of the mouth)."""
 
 Points = np.ndarray
 
@@ -107,6 +116,20 @@ def turned(points: Points, turn: float, nod: float, lean: float) -> Points:
     return np.asarray((points - axis) @ (roll @ pitch @ yaw).T + axis, np.float32)
 
 
+def talking(points: Points, frame: int) -> Points:
+    """The mesh with the lower lip and the jaw as far down as they are in `frame` of a head that talks."""
+    eyes, out = eye_distance(points), points.copy()
+    opening = OPENS * eyes * (1 - np.cos(2 * np.pi * frame / WORD)) / 2
+    lips, chin, left, right = points[13], points[152], points[61], points[291]
+    down = (points[:, 1] - lips[1]) / (chin[1] - lips[1])
+    half = abs(right[0] - left[0]) / 2
+    follows = np.where(down > 0, 1 - (1 - FALLS) * np.clip(down, 0, 1), 0)
+    follows *= np.clip(1 - ((points[:, 0] - lips[0]) / (CHEEK * half)) ** 2, 0, 1)
+    follows[list(INNER_UPPER + OUTER_UPPER)] = 0
+    out[:, 1] += opening * follows
+    return out
+
+
 def beside(here: Points, there: Points, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Where each pixel around the turned face comes from, float32 `[h, w]` twice.
 
@@ -158,10 +181,12 @@ def lit(there: Points, faces: np.ndarray, light: str | None) -> np.ndarray:
     return np.asarray(gain, np.float32)
 
 
-def painted(picture: Pixels, points: Points, pose: tuple[float, float, float], light: str | None) -> Pixels:
-    """The picture with its head turned by `pose` (degrees: turn, nod, lean)."""
+def painted(
+    picture: Pixels, points: Points, moved: Points, pose: tuple[float, float, float], light: str | None
+) -> Pixels:
+    """The picture with its mesh `points` where they are `moved` to, and its head turned by `pose` (degrees: turn, nod, lean)."""
     size = picture.shape[1], picture.shape[0]
-    here, there = points, turned(points, *pose)
+    here, there = points, turned(moved, *pose)
     faces = triangles(here, size)
     gain = lit(there, faces, light)
     order = np.argsort(there[faces][:, :, 2].mean(1))
@@ -237,7 +262,8 @@ def made_clip(options: argparse.Namespace) -> list[Pixels]:
             dressed[id(picture)] = with_glasses(one, points) if options.glasses else one
         at = 2 * np.pi * k / options.frames
         pose = options.turn * np.sin(at), options.nod * np.sin(2 * at + 0.5), options.lean * np.sin(at + 1)
-        out.append(painted(dressed[id(picture)], points, pose, options.light))
+        moved = talking(points, k) if options.talks else points
+        out.append(painted(dressed[id(picture)], points, moved, pose, options.light))
     return out
 
 
@@ -286,6 +312,7 @@ def main() -> None:
     parser.add_argument("--light", choices=LIGHTS)
     parser.add_argument("--beard", action="store_true")
     parser.add_argument("--glasses", action="store_true")
+    parser.add_argument("--talks", action="store_true")
     parser.add_argument("--as-it-is", action="store_true", help="turn nothing")
     parser.add_argument("--frames", type=int, default=48)
     parser.add_argument("--first", type=int, default=0, help="a video's first frame")

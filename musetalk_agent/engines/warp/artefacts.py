@@ -20,6 +20,7 @@ from musetalk_agent.engines.warp.idle_shapes import (
     Ints,
     apertures,
     chosen,
+    fallen,
     kept_beside,
     nearest,
     outlines,
@@ -161,7 +162,7 @@ class WarpArtefacts:
         image, frame = np.asarray(bundle.faces[first]), in_window(frames[first], bundle.boxes[first, :2])
         top = float(to_mouth(frames[first], landmarks[first, SUBNASALE])[1])
         palette = Palette.of(image, frame, shape, _teeth(bundle, landmarks))
-        rests = rest_shapes(idle_shapes, shapes, references, shown, smile_of(meshes, angles))
+        rests = rest_shapes(idle_shapes, shapes, references, shown, fallen(meshes, angles), smile_of(meshes, angles))
         sides = outlines(frames, landmarks, rests)
         rests = kept_beside(rests, idle_shapes, sides)
         light = light_of(bundle, frames, idle_shapes, shapes, references, shown)

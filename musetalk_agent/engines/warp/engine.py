@@ -76,7 +76,7 @@ class WarpEngine(Engine):
 
     name = "warp"
     device = "cpu"
-    fingerprint = "warp-9"
+    fingerprint = "warp-10"
     batch_sizes: Sequence[int] = (1,)
     needs_face = True
     fade_out_frames = 4

@@ -105,11 +105,20 @@ HEAD_SETTLE = 2.0
 """The same for the head's direction."""
 HEAD_SURE = 0.05
 """Spread of the head's direction (radians) in a clip from which on what goes with it is taken to be its doing."""
+TREMOR = 0.008
+"""What changes faster than `SETTLE` by no more than this (eye distances) is the mesh's noise: speech changes it by more."""
 CHANGE = 2.0
 """Standard deviation, in frames, of the passage from one reference's form to the next one's."""
 CHIN_FALLS = 0.67
 """How far the chin goes down with an opening, per opening that the mesh reads: 0.60 … 0.83 on seven talkers, the head's direction
 taken out. The upper lip's outer edge moves by −0.09 … 0.07 of it."""
+CHIN_SEEN = 0.9
+"""How much of what the mesh's chin falls in a still head is taken, instead of that: 0.7 … 1.7 by the pixels of ten talkers."""
+HEAD_MOVES = np.radians(3.0)
+"""Spread of the head's direction (radians) from which on the mesh's chin counts by half."""
+NEVER_SHUT = 0.5
+"""A mouth whose tenth percentile of openings is this share of the ninetieth never shuts: what of its opening goes with the head's
+direction is how it is seen there. A mouth that shuts is seen shut in any direction, and may open whenever the head nods."""
 CHIN_LIFT = 0.045
 """How far the chin is lifted at most to close references, where even the most closed mouth of the clip is open so far (eye
 distances): no frame shows that chin at its rest, and the lips do the rest of the way. Lifted further, it is seen to move."""
@@ -134,8 +143,15 @@ def over_time(rows: Floats, sigma: float) -> Floats:
 
 
 def steadied(angles: Floats) -> Floats:
-    """The directions of the head `[n, 2]` without the tremor of the mesh."""
-    return over_time(angles, HEAD_SETTLE)
+    """The directions of the head `[n, 2]` without the tremor of the mesh.
+
+    A turn goes on before the clip's first frame and after its last one: turned back there, as `over_time` does it, a head that is
+    seen from the front in the first frame of a fast turn would be taken for one from the side, and get the lips of one.
+    """
+    around = round(4 * HEAD_SETTLE)
+    further = np.pad(angles, ((around, around), (0, 0)), "reflect", reflect_type="odd")
+    smooth = over_time(np.asarray(further, np.float32), HEAD_SETTLE)[around:-around]
+    return np.asarray(np.clip(smooth, angles.min(0), angles.max(0)), np.float32)
 
 
 def settled(
@@ -155,6 +171,24 @@ def settled(
         MouthShape(float(row[0]), float(row[1]), ordered(row[2:].reshape(LEVELS, SAMPLES) + error))
         for row, error in zip(rows, each, strict=True)
     )
+
+
+def fallen(meshes: list[MouthShape], angles: Floats) -> Floats:
+    """How far the chin of each idle frame is down because its mouth is open, float32 `[n]` in eye distances, from any level.
+
+    A turn or a nod of the head carries the chin further than speech, in what the mesh reads too: what the head's direction explains
+    is left out, and the more the head moves, the more the lips say it and the less the chin itself. A syllable takes as few frames
+    as the mesh's tremor does, so only what is as small as that is smoothed over time.
+    """
+    rows = np.array([(mesh.opening, mesh.curves[CHIN][SAMPLES // 2]) for mesh in meshes], np.float32)
+    least, most = np.quantile(rows[:, 0], (0.1, 0.9))
+    share = min(1.0, float(least) / max(NEVER_SHUT * float(most), 1e-3))
+    own = rows - np.array((share, 1.0), np.float32) * explained(rows, angles)
+    slow = over_time(own, SETTLE)
+    quick = own - slow
+    gap, chin = (slow + np.copysign(np.maximum(np.abs(quick) - TREMOR, 0), quick)).T
+    still = 1 / (1 + float(angles.var(0).sum()) / HEAD_MOVES**2)
+    return np.asarray(CHIN_FALLS * (1 - still * CHIN_SEEN) * gap + still * CHIN_SEEN * chin, np.float32)
 
 
 def explained(rows: Floats, angles: Floats) -> Floats:
@@ -180,18 +214,23 @@ def smile_of(meshes: list[MouthShape], angles: Floats) -> float:
 
 
 def rest_shapes(
-    idle_shapes: tuple[MouthShape, ...], shapes: tuple[MouthShape, ...], references: Ints, shown: Ints, smile: float
+    idle_shapes: tuple[MouthShape, ...],
+    shapes: tuple[MouthShape, ...],
+    references: Ints,
+    shown: Ints,
+    falls: Floats,
+    smile: float,
 ) -> tuple[MouthShape, ...]:
     """Each idle frame's mouth with the lips together: its reference's form, where the idle frame has its own mouth and chin.
 
     A head that nods or turns carries lips and chin past the nose, for they lie at other depths. So they are not where the
     reference has them, even in a map that follows the nose. The upper lip's outer edge says where the lips are, for an opening
-    hardly moves it; what an opening of the idle frame's own moved the chin is taken back. Where the references are open themselves,
-    closing them lifts the chin too, but for a `smile` (0 … 1); by `CHIN_LIFT` at most if no idle frame is closed.
+    hardly moves it; what an opening of the idle frame's own moved the chin is taken back (`falls`, as `fallen` says). Where the
+    references are open themselves, closing them lifts the chin too, but for a `smile` (0 … 1); by `CHIN_LIFT` at most if no idle
+    frame is closed.
     """
     tilt = np.stack([np.ones(SAMPLES), np.clip(S, -1.3, 1.3)])
     fit = np.linalg.pinv(tilt[:, np.abs(S) <= 1].T)
-    gaps = np.array([idle_index.opening for idle_index in idle_shapes])
     lips = np.stack([idle_index.curves[OU] for idle_index in idle_shapes])[:, np.abs(S) <= 1] @ fit.T
     centres = np.array([idle_index.centre for idle_index in idle_shapes])
     places = np.column_stack([lips, centres])
@@ -211,7 +250,7 @@ def rest_shapes(
             curves[:CHIN] += part * (rest.curves[:CHIN] + move[:2] @ tilt)
             centre += part * (rest.centre + float(move[2]))
             half += part * rest.half
-            lift += part * (float(lifts[k]) + CHIN_FALLS * float(gaps[n] - gaps[references[k]]))
+            lift += part * (float(lifts[k]) + float(falls[n] - falls[references[k]]))
         curves[CHIN] = idle_index.curves[CHIN] - lift * JAW_WINDOW
         out.append(MouthShape(centre, half, ordered(curves)))
     return tuple(out)

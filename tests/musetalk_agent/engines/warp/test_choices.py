@@ -30,6 +30,7 @@ from musetalk_agent.engines.warp.idle_shapes import (
     chosen,
     closed_to,
     explained,
+    fallen,
     nearest,
     outlines,
     over_time,
@@ -167,7 +168,14 @@ def test_at_rest_every_pose_has_its_lips_together(gaps: list[float], smile: floa
     idle_shapes = tuple(shapes(gaps))
     first = int(np.argmin(gaps))
     references, shown = np.array([first], np.int64), np.zeros(len(gaps), np.int64)
-    rests = rest_shapes(idle_shapes, (idle_shapes[first],), references, shown, smile)
+    rests = rest_shapes(
+        idle_shapes,
+        (idle_shapes[first],),
+        references,
+        shown,
+        fallen(list(idle_shapes), np.zeros((len(gaps), 2), np.float32)),
+        smile,
+    )
     assert len(rests) == len(gaps)
     for rest in rests:
         assert rest.opening < 1e-4 and rest.half == pytest.approx(closed(idle_shapes[first]).half, abs=1e-5)
