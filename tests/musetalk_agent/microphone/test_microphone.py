@@ -45,6 +45,7 @@ def state(session: Session) -> MicrophoneState:
     return microphone.state
 
 
+@pytest.mark.network
 async def test_a_microphone_is_said_however_it_comes_and_goes(livekit_server: LiveKitAccess, tmp_path: Path) -> None:
     anna, stranger = Speaker(), await joined(livekit_server, "somebody")
     try:

@@ -41,3 +41,13 @@ def test_three_failures_in_a_row_are_reported_after_good_frames_one_is_not() -> 
 def test_failing_goes_before_slow() -> None:
     facts = DiagnosisInput(joined=True, viewers=1, subscribed=True, failing="half of them fail", slow="late")
     assert speaking().diagnose(facts).code is DiagnosisCode.ENGINE_FAILING
+
+
+def test_what_is_missing_is_named_where_it_is_known() -> None:
+    stats = PipelineStats()
+    missing = "Waiting for 'anna': no participant of this identity is in the room."
+    found = stats.diagnose(DiagnosisInput(joined=True, missing=missing))
+    assert (found.code, found.message) == (DiagnosisCode.NO_AUDIO, missing)
+    found = stats.diagnose(DiagnosisInput(joined=True))
+    assert found.code is DiagnosisCode.NO_AUDIO and found.message.startswith("No PCM has arrived yet")
+    assert speaking().diagnose(DiagnosisInput(joined=True, missing=missing)).message == missing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,3 +76,34 @@ async def test_a_line_joins_again(monkeypatch: pytest.MonkeyPatch, refuses: Exce
     assert reports[-1].state == "left"
     errors = {report.error for report in reports if report.error}
     assert errors and all(error.startswith(reported) and "eyJ" not in error for error in errors)
+
+
+async def test_a_line_that_goes_on_the_air_begins_anew() -> None:
+    line = RoomPublisher(JoinRoom(line="l", url="ws://x", token="t", on_air=False), lambda _: None)
+    before = line.score
+    line.air(False)
+    assert line.score is before, "it was off the air"
+    line.air(True)
+    begun = line.score
+    assert begun is not before and line._wanted.is_set()
+    line.air(False)
+    assert line.score is not begun, "what was to be said goes with the track"
+
+
+@pytest.mark.parametrize("listens", [False, True])
+async def test_only_a_listener_is_waited_for(listens: bool) -> None:
+    kinds = module.rtc.ParticipantKind
+    kind = kinds.PARTICIPANT_KIND_STANDARD if listens else kinds.PARTICIPANT_KIND_AGENT
+    room, asked = Room(), list[bool]()
+    room.remote_participants = {
+        "a": SimpleNamespace(kind=kinds.PARTICIPANT_KIND_AGENT),
+        "b": SimpleNamespace(kind=kind),
+    }
+
+    async def subscribed() -> None:
+        asked.append(True)
+
+    line = RoomPublisher(JoinRoom(line="l", url="ws://x", token="t", on_air=True), lambda _: None)
+    line._room = room  # type: ignore[assignment]  # it has what is used of the SDK's
+    await line._wait_subscribed(SimpleNamespace(wait_for_subscription=subscribed))  # type: ignore[arg-type]  # so has this
+    assert asked == [True] * listens
