@@ -10,7 +10,7 @@ from pydantic import Field
 
 from musetalk_agent.protocol.avatar_settings import AvatarSettings
 from musetalk_agent.protocol.http import Answer, AvatarReport, AvatarSource, Picture, Strict
-from musetalk_agent.protocol.problems import Problem
+from musetalk_agent.protocol.problem_body import Problem
 
 PREPARE_LINES = "application/x-ndjson"
 PREPARE_EVERY_S = 2.0

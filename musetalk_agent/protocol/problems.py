@@ -1,14 +1,14 @@
 """Errors on the wire: one stable code each, sent as RFC 9457 `application/problem+json`.
 
 Both services raise `ProblemError` (or a subclass that fixes the code) close to the cause; the HTTP layer turns it into a
-`Problem` in one place. A code never changes its meaning; `STATUS` is the HTTP status it travels under.
+`problem_body.Problem` in one place. A code never changes its meaning; `STATUS` is the HTTP status it travels under.
+
+This module needs no pydantic: each decoder process loads it, and pydantic was half of its start.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
-
-from pydantic import BaseModel
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -141,19 +141,6 @@ STATUS: dict[ErrorCode, int] = {
 """HTTP status of a code; codes not listed are 422, the request's own fault."""
 
 
-class Problem(BaseModel):
-    """Body of an error answer (RFC 9457). `code` is stable; `detail` names the wrong value and what to do about it."""
-
-    type: str = "about:blank"
-    title: str
-    status: int
-    code: ErrorCode
-    detail: str
-    field: str | None = None
-    limit: str | int | float | None = None
-    value: str | int | float | None = None
-
-
 class ProblemError(Exception):
     """An error that is reported to the caller under a stable code.
 
@@ -188,16 +175,3 @@ class ProblemError(Exception):
     def status(self) -> int:
         """HTTP status this error travels under."""
         return STATUS.get(self.code, 422)
-
-    def problem(self) -> Problem:
-        """The body to answer with."""
-        title = self.code.value.replace("_", " ").capitalize()
-        return Problem(
-            title=title,
-            status=self.status,
-            code=self.code,
-            detail=self.detail,
-            field=self.field,
-            limit=self.limit,
-            value=self.value,
-        )

@@ -12,6 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from musetalk_agent.protocol.http_server import MAX_BODY, UPLOAD_S, announced, bounded, timely, too_large
+from musetalk_agent.protocol.problem_body import Problem
 from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
 from musetalk_agent.protocol.throttle import Failures
 
@@ -91,5 +92,5 @@ class AgentAuthMiddleware:
 def problem_response(error: ProblemError) -> JSONResponse:
     """The response for this error."""
     headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else None
-    body = error.problem().model_dump(exclude_none=True)
+    body = Problem.of(error).model_dump(exclude_none=True)
     return JSONResponse(body, error.status, headers, media_type=MEDIA_TYPE)

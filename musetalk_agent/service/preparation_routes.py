@@ -20,6 +20,7 @@ from musetalk_agent.protocol.preparation_messages import (
     PreparedAvatar,
     PrepareLine,
 )
+from musetalk_agent.protocol.problem_body import Problem
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.service.mattes_ahead import MattesAhead
 
@@ -92,14 +93,14 @@ async def _lines(factory: Factory, mattes: MattesAhead, body: AgentPrepareReques
         try:
             yield _line(PrepareLine(prepared=work.result()))
         except ProblemError as error:
-            yield _line(PrepareLine(problem=error.problem()))
+            yield _line(PrepareLine(problem=Problem.of(error)))
         except asyncio.CancelledError:
             closing = ProblemError(ErrorCode.DRAINING, "The agent shuts down: try again.", retry_after_s=2)
-            yield _line(PrepareLine(problem=closing.problem()))
+            yield _line(PrepareLine(problem=Problem.of(closing)))
         except Exception:  # request boundary: the response has begun, so no exception handler can report the failure
             log.exception("an avatar could not be prepared")
             broken = ProblemError(ErrorCode.INTERNAL, "The avatar could not be prepared; the agent's log says why.")
-            yield _line(PrepareLine(problem=broken.problem()))
+            yield _line(PrepareLine(problem=Problem.of(broken)))
     finally:
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)

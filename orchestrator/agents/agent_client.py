@@ -32,7 +32,8 @@ from musetalk_agent.protocol.http import (
     PublisherRequest,
 )
 from musetalk_agent.protocol.preparation_messages import AgentPrepareRequest, PreparedAvatar, PrepareLine
-from musetalk_agent.protocol.problems import ErrorCode, Problem, ProblemError
+from musetalk_agent.protocol.problem_body import Problem
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 
 _CALL_TIMEOUT_S = 5.0
 _CONNECT_TIMEOUT_S = 2.0

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from musetalk_agent.protocol.action_marks import IDLE
 from musetalk_agent.protocol.avatar_settings import AvatarSettings
 from musetalk_agent.protocol.http import AvatarReport, Strict
-from musetalk_agent.protocol.problems import Problem
+from musetalk_agent.protocol.problem_body import Problem
 
 AVATAR_ID = re.compile(r"ava_[0-9a-f]{24}")
 NAME_CHARACTERS = 120

@@ -14,6 +14,7 @@ from typing import Any
 
 from musetalk_agent.protocol.http import AvatarSource
 from musetalk_agent.protocol.preparation_messages import AgentPrepareRequest, PreparedAvatar
+from musetalk_agent.protocol.problem_body import Problem
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentClient, AgentLease
 from orchestrator.agents.pool import AgentPool
@@ -133,14 +134,14 @@ class Preparations:
                     await self._once(record)
             except ProblemError as error:
                 if error.code not in _LATER or time.monotonic() >= until:
-                    await self._changed(avatar_id, {"state": AvatarState.FAILED, "error": error.problem()})
+                    await self._changed(avatar_id, {"state": AvatarState.FAILED, "error": Problem.of(error)})
                     return
                 _log.warning("avatar waits for an agent", extra={"avatar_id": avatar_id, "reason": error.detail})
                 await asyncio.sleep(RETRY_S)
             except Exception as error:  # noqa: BLE001 - task boundary: one avatar that cannot be prepared is failed, and no other
                 _log.exception("an avatar could not be prepared", extra={"avatar_id": avatar_id})
                 broken = ProblemError(ErrorCode.INTERNAL, f"The avatar could not be prepared ({type(error).__name__}).")
-                await self._changed(avatar_id, {"state": AvatarState.FAILED, "error": broken.problem()})
+                await self._changed(avatar_id, {"state": AvatarState.FAILED, "error": Problem.of(broken)})
                 return
 
     async def _once(self, record: AvatarRecord) -> None:

@@ -12,7 +12,8 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, Problem, ProblemError
+from musetalk_agent.protocol.problem_body import Problem
+from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
 
 _log = logging.getLogger(__name__)
 _VALUE_CHARS = 200
@@ -28,14 +29,14 @@ _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not
 
 def openai_error(error: ProblemError) -> dict[str, Any]:
     """`error` of OpenAI's dialect."""
-    problem = error.problem()
+    problem = Problem.of(error)
     kind = _OPENAI_TYPES.get(problem.status, "invalid_request_error" if problem.status < 500 else "server_error")
     return {"message": problem.detail, "type": kind, "param": problem.field, "code": problem.code.value}
 
 
 def problem_response(error: ProblemError, path: str = "") -> Response:
     """The response for this error. Below `/v1/` it has OpenAI's `error` beside problem+json's own members."""
-    problem = error.problem()
+    problem = Problem.of(error)
     headers = {"Cache-Control": "no-store"}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)

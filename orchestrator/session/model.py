@@ -23,6 +23,7 @@ from musetalk_agent.protocol.http import (
     VoiceSource,
 )
 from musetalk_agent.protocol.messages import StateChanged
+from musetalk_agent.protocol.problem_body import Problem
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentLease
 from orchestrator.audio.ingest import AudioLimits
@@ -332,7 +333,7 @@ class ManagedSession:
             },
             "diagnosis": self.diagnosis.model_dump(mode="json", exclude_none=True),
             **self.microphone,
-            "error": self.error.problem().model_dump(mode="json", exclude_none=True) if self.error else None,
+            "error": Problem.of(self.error).model_dump(mode="json", exclude_none=True) if self.error else None,
         }
 
     @property

@@ -13,7 +13,8 @@ from typing import Any
 
 from musetalk_agent.protocol.http import AudioSource, SessionState, VoiceSource
 from musetalk_agent.protocol.messages import CLOSE_RESTART
-from musetalk_agent.protocol.problems import ErrorCode, Problem, ProblemError
+from musetalk_agent.protocol.problem_body import Problem
+from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from orchestrator.agents.agent_client import AgentClient, AgentLease
 from orchestrator.agents.agent_link import LinkOver
 from orchestrator.conversation.conversations import Place

@@ -10,7 +10,7 @@ import pytest
 
 from musetalk_agent.protocol.http import SessionState
 from musetalk_agent.protocol.messages import CLIENT_TYPES, ServerMessage
-from musetalk_agent.protocol.problems import Problem
+from musetalk_agent.protocol.problem_body import Problem
 from orchestrator.conversation.options import ConversationRequest
 from tests.clients.printed import ROOT
 from tests.fakes.stage import Stage, stage

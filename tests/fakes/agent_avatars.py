@@ -13,6 +13,7 @@ from starlette.responses import Response, StreamingResponse
 
 from musetalk_agent.protocol.http import AgentActionRequest, AgentAvatarRequest, AvatarReport
 from musetalk_agent.protocol.preparation_messages import AgentPrepareRequest, PreparedAvatar, PrepareLine
+from musetalk_agent.protocol.problem_body import Problem
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 
 POSTER = b"\xff\xd8 a poster"
@@ -85,7 +86,7 @@ class FakeAvatars:
                 made = PreparedAvatar(report=report, poster=base64.b64encode(POSTER).decode())
                 yield _line(PrepareLine(prepared=made))
             except ProblemError as error:
-                yield _line(PrepareLine(problem=error.problem()))
+                yield _line(PrepareLine(problem=Problem.of(error)))
 
         return StreamingResponse(lines())
 

@@ -36,6 +36,7 @@ from musetalk_agent.protocol.http import (
     TrackInfo,
     Transport,
 )
+from musetalk_agent.protocol.problem_body import Problem
 from musetalk_agent.protocol.problems import MEDIA_TYPE, ErrorCode, ProblemError
 from musetalk_agent.session.link import ACK_BYTES
 from tests.fakes.agent_avatars import FakeAvatars
@@ -314,5 +315,5 @@ async def _write(session: FakeSession, socket: WebSocket, sent: int) -> None:
 
 def _problem(error: ProblemError) -> Response:
     headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else {}
-    body = error.problem().model_dump(mode="json", exclude_none=True)
+    body = Problem.of(error).model_dump(mode="json", exclude_none=True)
     return JSONResponse(body, status_code=error.status, headers=headers, media_type=MEDIA_TYPE)

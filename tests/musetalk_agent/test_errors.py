@@ -6,6 +6,7 @@ import pytest
 
 from musetalk_agent import errors
 from musetalk_agent.errors import AgentError, AvatarError
+from musetalk_agent.protocol.problem_body import Problem
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 
 FAMILY = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, AgentError)]
@@ -34,7 +35,7 @@ def test_an_error_travels_under_its_code_with_what_it_was_given(kind: type[Agent
     error = kind("Nine is too many; seven at most.", field="frames", limit=7, value=9, retry_after_s=3)
     assert isinstance(error, ProblemError) and str(error) == error.detail == "Nine is too many; seven at most."
     assert (error.field, error.limit, error.value, error.retry_after_s) == ("frames", 7, 9, 3)
-    problem = error.problem()
+    problem = Problem.of(error)
     assert problem.code is kind.error_code and problem.status == STATUS.get(kind.__name__, 422)
     assert (problem.field, problem.limit, problem.value) == ("frames", 7, 9)
 

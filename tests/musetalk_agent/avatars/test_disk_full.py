@@ -15,6 +15,7 @@ from musetalk_agent.avatars.decoder_pool import DecoderPools
 from musetalk_agent.avatars.library import AvatarLibrary
 from musetalk_agent.errors import DiskFull
 from musetalk_agent.protocol.http import AvatarSource, Picture
+from musetalk_agent.protocol.problem_body import Problem
 from musetalk_agent.protocol.problems import ErrorCode
 from musetalk_agent.weights import ModelStore
 
@@ -51,7 +52,7 @@ def _files(disk: Path) -> list[str]:
 async def test_an_upload_that_does_not_fit_leaves_nothing(small: AvatarLibrary, disk: Path) -> None:
     with pytest.raises(DiskFull) as caught:
         await small.add(b"PK\x03\x04" + bytes(2 << 20))
-    problem = caught.value.problem()
+    problem = Problem.of(caught.value)
     assert (problem.code, problem.status) == (ErrorCode.DISK_FULL, 503)
     assert not _files(disk) and not list((disk / "parts").iterdir())
 

@@ -6,14 +6,15 @@ import json
 
 import pytest
 
-from musetalk_agent.protocol.problems import MEDIA_TYPE, STATUS, ErrorCode, Problem, ProblemError
+from musetalk_agent.protocol.problem_body import Problem
+from musetalk_agent.protocol.problems import MEDIA_TYPE, STATUS, ErrorCode, ProblemError
 from musetalk_agent.protocol.retries import RetryVerdict, verdict
 
 
 @pytest.mark.parametrize("code", ErrorCode)
 def test_a_code_is_a_word_for_programs_and_its_title_one_for_people(code: ErrorCode) -> None:
     assert code.value.replace("_", "").isalpha() and code.value == code.value.lower()
-    problem = ProblemError(code, "Why.").problem()
+    problem = Problem.of(ProblemError(code, "Why."))
     assert problem.title[0].isupper() and problem.title.lower() == code.value.replace("_", " ")
     assert problem.status == STATUS.get(code, 422) and 400 <= problem.status < 600
 
@@ -55,7 +56,7 @@ def test_the_body_is_that_of_rfc_9457_with_the_field_the_value_and_the_limit() -
     error = ProblemError(
         ErrorCode.AVATAR_TOO_LARGE, "The file has 9 bytes; 7 at most.", field="frames_zip_url", limit=7, value=9
     )
-    assert json.loads(error.problem().model_dump_json()) == {
+    assert json.loads(Problem.of(error).model_dump_json()) == {
         "type": "about:blank",
         "title": "Avatar too large",
         "status": 422,
@@ -70,11 +71,11 @@ def test_the_body_is_that_of_rfc_9457_with_the_field_the_value_and_the_limit() -
 
 @pytest.mark.parametrize("value", ["a", 5, 0.5, 0, "", None])
 def test_values_keep_their_types_on_the_wire(value: str | int | float | None) -> None:
-    problem = ProblemError(ErrorCode.INVALID_REQUEST, "Why.", value=value, limit=value).problem()
+    problem = Problem.of(ProblemError(ErrorCode.INVALID_REQUEST, "Why.", value=value, limit=value))
     again = Problem.model_validate_json(problem.model_dump_json())
     assert again == problem and type(again.value) is type(value) and type(again.limit) is type(value)
 
 
 def test_when_to_try_again_is_a_header_and_not_in_the_body() -> None:
     error = ProblemError(ErrorCode.RATE_LIMITED, "Slow down.", retry_after_s=7)
-    assert error.retry_after_s == 7 and "retry" not in error.problem().model_dump_json()
+    assert error.retry_after_s == 7 and "retry" not in Problem.of(error).model_dump_json()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from musetalk_agent.errors import RtmpUrlForbidden
+from musetalk_agent.protocol.problem_body import Problem
 from musetalk_agent.protocol.problems import ErrorCode
 from musetalk_agent.publishers.rtmp.address import check_rtmp, redact
 
@@ -57,7 +58,7 @@ async def test_what_is_not_a_public_rtmp_address_is_refused_without_its_key(url:
     with pytest.raises(RtmpUrlForbidden) as refused:
         await check_rtmp(url, False, resolver("93.184.216.34"))
     assert refused.value.code is ErrorCode.RTMP_URL_FORBIDDEN
-    assert "topsecret" not in str(refused.value.problem())
+    assert "topsecret" not in str(Problem.of(refused.value))
 
 
 @pytest.mark.parametrize(

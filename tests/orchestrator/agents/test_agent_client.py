@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from musetalk_agent.protocol.http import AgentStartRequest, AvatarSource
+from musetalk_agent.protocol.problem_body import Problem
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.service.agent_app import server_config
 from orchestrator.agents import agent_client as module
@@ -214,7 +215,7 @@ def test_any_error_of_an_agent_becomes_one_of_ours(status: int, body: bytes, wai
     problem = module._problem(answer)
     assert isinstance(problem.code, ErrorCode) and len(problem.detail) <= 2000
     assert problem.retry_after_s is None or 0 <= problem.retry_after_s < 100_000
-    json.dumps(problem.problem().model_dump(mode="json"), allow_nan=False)
+    json.dumps(Problem.of(problem).model_dump(mode="json"), allow_nan=False)
 
 
 async def test_no_connection_is_used_again_when_the_agent_may_just_be_closing_it() -> None:
