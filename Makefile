@@ -13,9 +13,9 @@ test: ## the test suite, against a real livekit-server and a real Chromium
 	@tools/setup torch models livekit browser redis rtmp web pipecat agents conversation bytecode
 	@$(PY) -m pytest -n auto -m "not network" $(ARGS)
 
-test-network: ## bad networks made on purpose, and slow tests that add no branch, by two workers; what failed is run once more, alone
+test-network: ## bad networks made on purpose, and slow tests that add no branch, by three workers; what failed is run once more, alone
 	@tools/setup torch models livekit browser redis rtmp network web pipecat agents conversation bytecode
-	@$(PY) -m pytest -n 2 -m network $(ARGS) || { echo "What failed is run once more: these networks are real, and the machine may be shared."; \
+	@$(PY) -m pytest -n 3 -m network $(ARGS) || { echo "What failed is run once more: these networks are real, and the machine may be shared."; \
 		$(PY) -m pytest -n 0 -m network --last-failed --last-failed-no-failures none $(ARGS); }
 
 test-ingress: ## the tests against a real LiveKit Ingress, which is built once (four minutes)

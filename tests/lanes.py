@@ -6,7 +6,8 @@ the others are `nice` to it. When one kind of files is used up, a worker goes on
 
 One of the others begins with what imports torch.
 
-`make test-network` has two workers: one makes networks bad, the other begins with the browser.
+`make test-network` has three workers, and none is `nice`: nearly all that it runs meets real time, and mostly waits. One makes
+networks bad, the others begin with what is long.
 
 The files of a group stay on one worker in their order: what is made once a module, or once a run (a demo for the browser's
 tests), is made once.
@@ -111,5 +112,6 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Only a process can make itself nice, before it has threads and children."""
-    if os.environ.get("PYTEST_XDIST_WORKER", RIGHT_OF_WAY) != RIGHT_OF_WAY:
+    real_time = session.config.getoption("markexpr") == "network"
+    if os.environ.get("PYTEST_XDIST_WORKER", RIGHT_OF_WAY) != RIGHT_OF_WAY and not real_time:
         os.nice(NICENESS)

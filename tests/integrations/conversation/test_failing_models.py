@@ -123,21 +123,23 @@ async def test_what_a_recogniser_did_not_take_is_given_to_it_again(livekit_serve
     async with talk(livekit_server, models) as here, person(here) as who:
         await who.open()
         troubles: list[Trouble] = ["refuses", "hangs"]
-        for count, trouble in enumerate(troubles, 1):
-            models.stt_troubles, before = [trouble], len(models.heard_s)
+        for trouble in troubles:
+            models.stt_troubles, before, replies = [trouble], len(models.heard_s), len(here.of("reply.finished"))
             await who.say("What is your name?")
-            assert await answered(here, count) == ["My name is Ada."] * count
+            await until(lambda: len(models.heard_s) >= before + 2)  # noqa: B023 - it is awaited within the round
+            await until(lambda: len(here.of("reply.finished")) > replies)  # noqa: B023 - the same
             assert models.heard_s[before] == models.heard_s[before + 1]
-        assert {event["text"] for event in here.of("user.transcript")} == {
-            "What is your name?"
-        }  # a busy machine may cut it in two
+        # a busy machine may cut a question in two, and have two replies
+        assert {event["text"] for event in here.of("user.transcript")} == {"What is your name?"}
+        assert {event["text"].strip() for event in here.of("reply.finished")} == {"My name is Ada."}
         assert parts(here) == {"stt"}
 
         models.stt_troubles, warned = ["refuses"] * TRIES, len(here.of("warning"))
         await who.say("Tell me a very long story please.")
         await until(lambda: len(here.of("warning")) == warned + TRIES)
+        replies = len(here.of("reply.finished"))
         await who.say("What is your name?")  # the next words are heard
-        assert await answered(here, 3) == ["My name is Ada."] * 3
+        await until(lambda: len(here.of("reply.finished")) > replies)
 
 
 @pytest.mark.network

@@ -25,7 +25,7 @@ def said(here: Talk) -> list[str]:
 
 
 async def answers(here: Talk, count: int) -> None:
-    await until(lambda: len(here.of("reply.finished")) == count)
+    await until(lambda: len(here.of("reply.finished")) >= count)
 
 
 def is_answered(here: Talk, text: str) -> bool:
@@ -64,9 +64,8 @@ async def test_of_two_persons_the_one_who_opened_a_microphone_last_is_heard(live
         await ben.close()
         await heard(anna, 5)
         numbers = [int(text.strip("Question .")) for text in said(here)]
-        assert len(numbers) == 5 and numbers == sorted(
-            set(numbers)
-        )  # a recognition that began too early takes one, too
+        # a recognition that began too early takes one, too, and so does the rest of a question that a busy machine cut in two
+        assert len(numbers) >= 5 and numbers == sorted(set(numbers))
 
 
 @pytest.mark.network
