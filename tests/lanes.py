@@ -1,6 +1,6 @@
 """How `make test` lays the tests out over its workers (pytest-xdist).
 
-Most tests wait: for a process that starts, for speech that is played in real time. So there are two workers a core. One of
+Most tests wait: for a process that starts, for speech that is played in real time. So there are three workers a core. One of
 them has the right of way: it runs what speaks with a real SFU, a real browser or a real clock, one file after the other, and
 the others are `nice` to it. When one kind of files is used up, a worker goes on with the other.
 
@@ -21,7 +21,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
-WORKERS_PER_CORE = 2
+WORKERS_PER_CORE = 3
 MOST_WORKERS = 8
 NICENESS = 5
 """Of the workers that have not the right of way: a third of its weight."""

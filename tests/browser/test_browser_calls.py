@@ -61,10 +61,14 @@ class Server:
     async def token(self, request: Request) -> Response:
         return JSONResponse({"token": "key", "expires_at": "2099-01-01T00:00:00Z"})
 
+    async def avatars(self, request: Request) -> Response:
+        return JSONResponse({"avatars": [], "next": None})
+
     @property
     def app(self) -> Starlette:
         calls: list[Any] = [
             Route("/page/token", self.token),
+            Route("/avatars", self.avatars),
             Route("/session/{path:path}", self.answer, methods=["GET", "POST"]),
             Mount("/", StaticFiles(directory=WEB, html=True)),
         ]
