@@ -92,7 +92,7 @@ HOLD_S = 0.5
 WARM_S = 0.4
 """Audio before returning speech that a new stream reads first: `visemes` looks back this far to be sure of speech."""
 _STEP = FEATURE_RATE // 50  # of the detector
-_FEW = 2 * _STEP
+_FEW = 2 * _STEP  # samples that the loop may hear itself: 40 ms, a block of most senders
 _CUES_AHEAD = FEATURE_RATE // 10  # samples; lips move before a phoneme that is known in advance
 
 

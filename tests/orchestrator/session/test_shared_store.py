@@ -51,7 +51,7 @@ async def test_what_another_one_has_is_refused_with_its_address() -> None:
             assert refused.json()["value"] == "https://one.example"
 
         async def vacant() -> bool:
-            """The answer while nobody holds the lease; its owner may just have renewed it."""
+            """The answer while no orchestrator holds the lease; its owner may just have renewed it."""
             context = one.app.state.context
             await context.journal.store.release(started["session_id"], context.journal.owner)
             refused = await two.http.post(f"{path}/stop")
