@@ -77,3 +77,9 @@ def virtually(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
             return loop.run_until_complete(asyncio.wait_for(test(*args, **kwargs), NEVER_S))
 
     return run
+
+
+async def passes(seconds: float) -> None:
+    """Lets so much virtual time pass, which takes none: all that is due until then has happened. Only on a virtual loop."""
+    assert isinstance(asyncio.get_running_loop(), VirtualLoop)
+    await asyncio.sleep(seconds)

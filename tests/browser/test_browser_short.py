@@ -22,6 +22,7 @@ REFUSED = """globalThis.allowed = globalThis.granted;
 globalThis.granted = async () => { throw new DOMException('no', 'NotAllowedError'); };"""
 
 
+# `make test` brings the environment; a bare `pytest` may lack it
 @pytest.mark.skipif(find_python() is None, reason="no environment for conversations: run `tools/setup conversation`")
 async def test_what_is_written_and_said_is_shown_and_answered(
     page: Page, stack: Stack, fake: FakeModels, speech: NDArray[np.int16]

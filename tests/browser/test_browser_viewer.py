@@ -41,9 +41,9 @@ ROOM = """(async () => {
     off: (name) => listeners.delete(name),
     registerTextStreamHandler: (topic, handler) => {
       if (globalThis.taken) throw new Error('taken');
-      globalThis.told = handler;
+      globalThis.reader = handler;
     },
-    unregisterTextStreamHandler: () => (globalThis.told = null),
+    unregisterTextStreamHandler: () => (globalThis.reader = null),
   };
   globalThis.happens = (name, ...details) => listeners.get(RoomEvent[name])(...details);
   globalThis.track = track;
@@ -98,7 +98,7 @@ async def test_what_is_in_the_room_is_attached_and_asked_for_in_the_elements_siz
     assert await page.run("attached") == [["voice", "audio"], ["voice", True], ["face", None]]
     assert await page.run("viewer.tracks.video") is None
     await page.run("viewer.leave()")
-    assert await page.run("[left(), told, viewer.tracks.audio]") == [0, None, None]
+    assert await page.run("[left(), reader, viewer.tracks.audio]") == [0, None, None]
 
 
 async def test_what_happens_in_the_room_is_dispatched(unseen_page: Page, web: str) -> None:
@@ -117,11 +117,11 @@ async def test_what_happens_in_the_room_is_dispatched(unseen_page: Page, web: st
     assert await happens(page, "'AudioPlaybackStatusChanged'") == [["audioblocked", True]]
 
     names = "{'lk.segment_id': 'ses_1-3'}"
-    await page.run("told(%s)" % (READER % (names, "yield 'word';")))
+    await page.run("reader(%s)" % (READER % (names, "yield 'word';")))
     await page.until("seen.some(([, {final}]) => final)")
     whole = [caption["text"] for _, caption in await page.run("seen.splice(0)")]
     assert whole == ["Half a ", "Half a word", "Half a word"]
-    await page.run("told(%s)" % (READER % ("{}", "throw new Error('left');")))
+    await page.run("reader(%s)" % (READER % ("{}", "throw new Error('left');")))
     await page.until("seen.some(([, {final}]) => final)")
     cut = await page.run("seen.splice(0).at(-1)[1]")
     assert (cut["id"], cut["segment"], cut["text"]) == ("stream", None, "Half a ")

@@ -41,7 +41,7 @@ class Sessions:
 def test_the_events_end_when_it_has_drained_and_not_when_that_is_given_up(
     given_up: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[object] = []
+    calls: list[object] = []
 
     class Server:
         def __init__(
@@ -54,14 +54,14 @@ def test_the_events_end_when_it_has_drained_and_not_when_that_is_given_up(
 
         async def serve(self) -> None:
             sessions, app = Sessions(), self.config.app
-            events = SimpleNamespace(close=lambda: told.append("closed"))
-            address = SimpleNamespace(listens=told.append)
+            events = SimpleNamespace(close=lambda: calls.append("closed"))
+            address = SimpleNamespace(listens=calls.append)
             context: Any = SimpleNamespace(sessions=sessions, events=events, address=address)
             app.state.context = context  # type: ignore[union-attr]  # it is the application that was made
             self.listens(self.config.port)
             draining = asyncio.ensure_future(self.drain())
             await asyncio.sleep(0)
-            assert sessions.within_s == [7.0] and told == [4321]
+            assert sessions.within_s == [7.0] and calls == [4321]
             draining.cancel() if given_up else sessions.over.set()
             await asyncio.wait({draining})
             assert draining.cancelled() is given_up
@@ -71,4 +71,4 @@ def test_the_events_end_when_it_has_drained_and_not_when_that_is_given_up(
     monkeypatch.setattr("orchestrator.serving.OrchestratorServer", Server)
     monkeypatch.setattr("musetalk_agent.protocol.logs.configure", lambda _: None)
     assert main(["serve", "--host", "127.0.0.1", "--port", "4321"]) == 0
-    assert told == ([4321] if given_up else [4321, "closed"])
+    assert calls == ([4321] if given_up else [4321, "closed"])

@@ -15,6 +15,7 @@ from orchestrator.worker_process import bare_environment
 from tests.integrations.conversation import warm_python
 from tests.waiting import NEVER_S
 
+# `make test` brings the environment; a bare `pytest` may lack it
 pytestmark = pytest.mark.skipif(
     find_python() is None, reason="no environment for conversations: run `tools/setup conversation`"
 )

@@ -31,18 +31,18 @@ async def test_each_state_has_its_sentence(executor: ThreadPoolExecutor) -> None
     async with stand(executor) as made:
         microphone, room = MicrophoneInput(made.pipeline, "anna", made.clock), Room()
 
-        def told() -> tuple[str, str]:
+        def found() -> tuple[str, str]:
             status = microphone.status()
             assert "'anna'" in status.message
             return status.state.value, status.message
 
-        assert told() == ("unreachable", "The agent is not in the room by WebRTC, so it does not hear 'anna'.")
+        assert found() == ("unreachable", "The agent is not in the room by WebRTC, so it does not hear 'anna'.")
         microphone.on_room_joined(cast(rtc.Room, room))
-        assert told()[0] == "waiting" and "no participant of this identity" in told()[1]
+        assert found()[0] == "waiting" and "no participant of this identity" in found()[1]
         room.has()
-        assert told()[0] == "unpublished" and "publishes no microphone" in told()[1]
+        assert found()[0] == "unpublished" and "publishes no microphone" in found()[1]
         room.has(muted=False)
-        assert told()[0] == "connecting" and "nothing has come of it yet" in told()[1]
+        assert found()[0] == "connecting" and "nothing has come of it yet" in found()[1]
         assert microphone.status().delay_ms is None
         room.has(muted=True)
-        assert told() == ("muted", "The microphone of 'anna' is muted.")
+        assert found() == ("muted", "The microphone of 'anna' is muted.")

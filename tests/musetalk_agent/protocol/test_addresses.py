@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from musetalk_agent.protocol.addresses import AddressRefused, HostUnknown, checked_addresses, parse
-from tests.waiting import NEVER_S
+from tests.loaded import loaded_by
 
 PORTS = {"http": 80, "https": 443}
 
@@ -67,9 +64,4 @@ async def test_one_forbidden_address_forbids_the_host() -> None:
 
 
 def test_it_loads_nothing_but_the_standard_library() -> None:
-    code = (
-        "import sys, musetalk_agent.protocol.addresses as a\n"
-        "print([m for m in ('httpx', 'httpcore', 'pydantic', 'idna', 'anyio') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=NEVER_S)
-    assert done.stdout.strip() == "[]", done.stderr
+    assert loaded_by("musetalk_agent.protocol.addresses", ("httpx", "httpcore", "pydantic", "idna", "anyio")) == []

@@ -17,7 +17,7 @@ from orchestrator.store.session_store import StoredSession
 from tests.fakes.agent_server import FakeAgent
 from tests.fakes.memory_store import MemoryStore
 from tests.orchestrator.session.world import RATE, World, say, speech, world
-from tests.virtual_loop import EPOCH_S, virtually
+from tests.virtual_loop import EPOCH_S, passes, virtually
 
 
 def counted(here: World, name: str, **labels: str) -> float:
@@ -129,7 +129,7 @@ async def test_draining_that_is_given_up_leaves_the_speech_as_it_is() -> None:
         session.running().audio_start()
         say(session, speech(10.0))
         draining = asyncio.create_task(here.sessions.drain(1000.0))
-        await asyncio.sleep(2.0)
+        await passes(2.0)
         assert not draining.done()
         draining.cancel()
         await asyncio.wait({draining})
@@ -302,12 +302,12 @@ async def test_an_agent_that_hangs_for_longer_is_not_asked_to_stop_any_more() ->
         session.running().audio_start()
         say(session, speech(10.0))
         session.running().audio_end()
-        await asyncio.sleep(2.0)
+        await passes(2.0)
         before = await hang(here, session)
-        await asyncio.sleep(LATE_STOP_S + 30.0)
+        await passes(LATE_STOP_S + 30.0)
         assert here.agent_of(session) is not before and not before.stopped
         before.hung = False
-        await asyncio.sleep(30.0)
+        await passes(30.0)
         assert not before.stopped, "it was given up, and ends at its own deadline"
         assert session.base_state is SessionState.READY and session.moves == 1
 
@@ -320,7 +320,7 @@ async def test_an_error_of_the_session_itself_is_no_reason_to_move() -> None:
         agent.only.error = {"code": "avatar_too_large", "detail": "It passes a limit."}
         for socket in list(agent.only.sockets):
             await socket.close(1001)
-        await asyncio.sleep(2.0)
+        await passes(2.0)
         assert session.base_state is SessionState.FAILED and session.moves == 0
         assert session.error is not None and session.error.code is ErrorCode.AVATAR_TOO_LARGE
         assert session.end_reason == "avatar_too_large"
@@ -505,7 +505,7 @@ async def test_a_session_that_is_handed_over_goes_on_where_it_was() -> None:
         live.audio_start()
         say(session, speech(4.0))
         live.audio_end()
-        await asyncio.sleep(2.0)
+        await passes(2.0)
         (agent,) = here.agents.values()
         await here.sessions.aclose()
         record = store.records[session.session_id]
@@ -563,7 +563,7 @@ async def test_a_shared_store_that_fails_lets_nothing_new_begin() -> None:
         store.failing = True
         problem = await refused(asyncio.create_task(here.start()))
         assert problem.code is ErrorCode.STORE_UNAVAILABLE and problem.retry_after_s == 2
-        await asyncio.sleep(30.0)
+        await passes(30.0)
         assert not session.ended
         store.failing = False
         await asyncio.sleep(5.0)

@@ -10,7 +10,7 @@ from tests.fakes.memory_store import MemoryStore
 from tests.fakes.stage import stage
 from tests.orchestrator.session.world import world
 from tests.servers.redis import redis_server
-from tests.virtual_loop import virtually
+from tests.virtual_loop import passes, virtually
 from tests.waiting import until
 
 
@@ -19,16 +19,16 @@ async def test_another_ones_session_is_taken_when_its_lease_has_stayed_away_for_
     store = MemoryStore(shared=True, durable=True)
     async with world(agents=1, store=store) as here:
         own, other = await here.start(room="own"), await here.start(room="other")
-        await asyncio.sleep(2.0)  # both are written down
+        await passes(2.0)  # both are written down
         record = store.records[other.session_id]
         store.records[other.session_id] = record.model_copy(update={"owner": "another"})
         ends = time.monotonic() + 20.0
         store.leases[other.session_id] = "another", ends
         registry = here.sessions.registry
         looking = asyncio.create_task(SessionTakeover(here.sessions, here.journal, here.metrics).run())
-        await asyncio.sleep(ends - time.monotonic() + LEASE_GRACE_S - 0.5)
+        await passes(ends - time.monotonic() + LEASE_GRACE_S - 0.5)
         assert not registry.holds(other.session_id), "its owner may only have been unable to renew it"
-        await asyncio.sleep(0.5 + 2 * LOOK_EVERY_S)
+        await passes(0.5 + 2 * LOOK_EVERY_S)
         taken = registry.get(other.session_id)
         assert taken is not other and taken.adopted and store.records[other.session_id].owner == here.journal.owner
         assert registry.get(own.session_id) is own and not own.adopted

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from orchestrator.session.standby_voice import VoiceStandby
 from orchestrator.voice.worker_messages import JoinRoom, LeaveRoom, SegmentPcm
 from tests.orchestrator.session.world import RATE, say, speech, world
-from tests.virtual_loop import virtually
+from tests.virtual_loop import passes, virtually
 
 
 @virtually
@@ -19,10 +17,10 @@ async def test_the_lost_agents_sound_is_muted_and_the_voice_leaves_when_the_next
         live.audio_start()
         say(session, speech(10.0))
         live.audio_end()
-        await asyncio.sleep(4.0)
+        await passes(4.0)
         assert session.lease is not None
         here.network.kill(session.lease.base_url)
-        await asyncio.sleep(20.0)
+        await passes(20.0)
         assert here.rooms.muted == ["TR_a"], "of both its tracks the one with sound"
         kinds = [type(order) for order in here.voices.orders]
         assert kinds[0] is JoinRoom and kinds.count(JoinRoom) == kinds.count(LeaveRoom) == 1
@@ -42,10 +40,10 @@ async def test_without_an_agent_the_voice_stays_until_the_session_ends() -> None
         session = await here.start()
         session.running().audio_start()
         say(session, speech(10.0))
-        await asyncio.sleep(2.0)
+        await passes(2.0)
         assert session.lease is not None
         here.network.kill(session.lease.base_url)
-        await asyncio.sleep(5.0)
+        await passes(5.0)
         assert len(here.voices.lines) == 1
         await here.sessions.stop(session)
         assert isinstance(here.voices.orders[-1], LeaveRoom) and here.voices.lines == []
