@@ -111,8 +111,10 @@ async def test_lost_line_costs_no_sample() -> None:
 
 async def test_ended_session_and_refused_start_are_errors_with_codes() -> None:
     async with pipeline() as (bot, on, between):
+        await bot.order(say=0.1)
+        await bot.wait("down", "BotStartedSpeakingFrame")  # the avatar is ready before the audio path has connected
         await on.http.post(f"/session/{bot.of('ready')[0]['ready']}/stop")
+        assert (await bot.wait("state"))["state"] == "draining"
         assert "(session_ended)" in (await bot.wait("error"))["error"]
-        assert bot.of("state")[0]["state"] == "draining"
         async with program(BOT, between.url, "no-key-of-ours") as other:
             assert "(unauthorized)" in (await other.wait("error", within_s=START_S))["error"]
