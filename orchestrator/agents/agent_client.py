@@ -37,6 +37,8 @@ from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 
 _CALL_TIMEOUT_S = 5.0
 _CONNECT_TIMEOUT_S = 2.0
+HEALTH_TIMEOUT_S = 2.0
+"""An agent that hangs holds up a start for no longer while others are well."""
 _STOP_TIMEOUT_S = 10.0
 _UPLOAD_TIMEOUT_S = 300.0
 _RECORD_TIMEOUT_S = 15.0
@@ -192,9 +194,9 @@ class AgentClient:
         """Weights, configuration, and the funnel of every session."""
         return _parse(AgentDebug, await self._call(lease, "GET", "/debug"))
 
-    async def health(self, lease: AgentLease) -> AgentHealth:
+    async def health(self, lease: AgentLease, timeout_s: float = HEALTH_TIMEOUT_S) -> AgentHealth:
         """Readiness and load, also of an agent that is not ready."""
-        answer = await self._call(lease, "GET", "/health", timeout_s=_CONNECT_TIMEOUT_S, not_ready=True)
+        answer = await self._call(lease, "GET", "/health", timeout_s=timeout_s, not_ready=True)
         if answer.status_code not in (200, _NOT_READY):
             raise _problem(answer)
         return _parse(AgentHealth, answer)

@@ -12,11 +12,13 @@ from typing import Protocol
 
 from musetalk_agent.protocol.http import AgentHealth
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.agents.agent_client import AgentClient, AgentLease, unavailable
+from orchestrator.agents.agent_client import HEALTH_TIMEOUT_S, AgentClient, AgentFailed, AgentLease, unavailable
 
 HEALTH_TTL_S = 1.0
 LOST_S = 5.0
 """An agent that lost a session is asked last for this long: it may be dying, or take long to say that it is well."""
+PATIENT_TIMEOUT_S = 6.0
+"""Where no agent is ready, those that were too slow to say so are given this long before a session is refused."""
 RETRY_AFTER_S = 5
 """A session ends by a person's decision, so a full fleet is asked again at a person's pace."""
 _AVATARS_REMEMBERED = 1024
@@ -105,9 +107,12 @@ class AgentPool(Protocol):
 
 @dataclass
 class _Known:
-    """What an agent last said of itself: None where it did not answer. `stale`: something has changed since it was asked."""
+    """What an agent last said of itself: None where it did not answer, although it was given `waited_s` (infinite where a longer
+    wait would not help). `stale`: something has changed since it was asked.
+    """
 
     asked_at: float = float("-inf")
+    waited_s: float = float("inf")
     health: AgentHealth | None = None
     stale: bool = True
     asking: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -130,8 +135,12 @@ class StaticAgentPool:
     ) -> AgentLease:
         lost = [url for url, at in self._lost.items() if time.monotonic() - at < LOST_S]
         healths: dict[str, AgentHealth | None] = {}
-        for urls in ([url for url in self._agents if url not in lost], lost):
-            healths |= zip(urls, await asyncio.gather(*map(self._ask, urls)), strict=True)
+        usable: list[AgentStatus] = []
+        there = [url for url in self._agents if url not in lost]
+        for urls, timeout_s in ((there, HEALTH_TIMEOUT_S), (lost, HEALTH_TIMEOUT_S), (self._agents, PATIENT_TIMEOUT_S)):
+            if usable and timeout_s == PATIENT_TIMEOUT_S:
+                break
+            healths |= await self._ask_all(urls, timeout_s)
             # Nothing is awaited from here on, so that no two callers get the last place.
             usable = [agent for agent in self._statuses(healths) if agent.usable]
             free = [agent for agent in usable if agent.load < 1.0 and agent.base_url not in avoid]
@@ -175,8 +184,7 @@ class StaticAgentPool:
             known.stale = True
 
     async def status(self) -> list[AgentStatus]:
-        healths = await asyncio.gather(*map(self._ask, self._agents))
-        return self._statuses(dict(zip(self._agents, healths, strict=True)))
+        return self._statuses(await self._ask_all(self._agents, HEALTH_TIMEOUT_S))
 
     def _statuses(self, healths: Mapping[str, AgentHealth | None]) -> list[AgentStatus]:
         held = Counter(self._held.values())
@@ -194,16 +202,23 @@ class StaticAgentPool:
     async def aclose(self) -> None:
         pass
 
-    async def _ask(self, url: str) -> AgentHealth | None:
+    async def _ask_all(self, urls: Iterable[str], timeout_s: float) -> dict[str, AgentHealth | None]:
+        """The agents' health by their addresses; None for those that do not answer within `timeout_s`."""
+        asked = list(urls)
+        return dict(zip(asked, await asyncio.gather(*(self._ask(url, timeout_s) for url in asked)), strict=True))
+
+    async def _ask(self, url: str, timeout_s: float) -> AgentHealth | None:
         """The agent's health, at most a second old, and no older than the last session that left it."""
         known = self._known[url]
         async with known.asking:
-            if known.stale or time.monotonic() - known.asked_at >= HEALTH_TTL_S:
+            old = known.stale or time.monotonic() - known.asked_at >= HEALTH_TTL_S
+            if old or (known.health is None and known.waited_s < timeout_s):
                 known.stale = False  # before the question: what becomes stale meanwhile is asked again
                 try:
-                    known.health = await self._client.health(self._agents[url])
-                except ProblemError:
+                    known.health = await self._client.health(self._agents[url], timeout_s)
+                except ProblemError as error:
                     known.health = None
+                    known.waited_s = timeout_s if isinstance(error, AgentFailed) else float("inf")
                 except asyncio.CancelledError:
                     known.stale = True  # nothing was learnt
                     raise

@@ -9,25 +9,29 @@ import pytest
 
 from musetalk_agent.protocol.http import AgentHealth, Capacity
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
-from orchestrator.agents.agent_client import AgentClient, AgentLease
-from orchestrator.agents.pool import HEALTH_TTL_S, LOST_S, StaticAgentPool
+from orchestrator.agents.agent_client import HEALTH_TIMEOUT_S, AgentClient, AgentFailed, AgentLease
+from orchestrator.agents.pool import HEALTH_TTL_S, LOST_S, PATIENT_TIMEOUT_S, StaticAgentPool
 from tests.virtual_loop import virtually
 
 A, B = "http://a", "http://b"
 
 
 class Fleet:
-    """Agents of four places that answer after `seconds`; `away` ones fail after that time."""
+    """Agents of four places that answer after `seconds`, `hanging` ones never; `away` ones are refused after that time."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.seconds = 0.0
         self.away: set[str] = set()
+        self.hanging: set[str] = set()
         self.taken = {A: 0, B: 0}
 
-    async def health(self, lease: AgentLease) -> AgentHealth:
+    async def health(self, lease: AgentLease, timeout_s: float) -> AgentHealth:
         self.asked.append(lease.base_url)
-        await asyncio.sleep(self.seconds)
+        seconds = self.seconds if lease.base_url not in self.hanging else float("inf")
+        await asyncio.sleep(min(seconds, timeout_s))
+        if seconds > timeout_s:
+            raise AgentFailed(ErrorCode.AGENT_UNAVAILABLE, "ReadTimeout")
         if lease.base_url in self.away:
             raise ProblemError(ErrorCode.AGENT_UNAVAILABLE, "away")
         capacity = Capacity(sessions=self.taken[lease.base_url], sessions_max=4)
@@ -73,6 +77,45 @@ async def test_one_that_does_not_answer_is_asked_again_after_a_second_and_holds_
     begun = asyncio.get_running_loop().time()
     assert [status.usable for each in looks for status in await each] == [False] * 5
     assert asyncio.get_running_loop().time() - begun == 2.0 and fleet.asked == [A]
+
+
+@virtually
+async def test_a_slow_agent_is_given_longer_before_a_session_is_refused() -> None:
+    fleet = Fleet()
+    fleet.seconds = PATIENT_TIMEOUT_S - 0.5
+    pool = pool_of(fleet, A)
+    starts = [asyncio.create_task(pool.acquire(f"s{n}")) for n in range(4)]
+    begun = asyncio.get_running_loop().time()
+    assert [lease.base_url for lease in await asyncio.gather(*starts)] == [A] * 4
+    assert asyncio.get_running_loop().time() - begun == HEALTH_TIMEOUT_S + fleet.seconds
+    assert fleet.asked == [A, A], "four starts wait for one answer"
+
+
+@virtually
+async def test_one_that_hangs_is_refused_in_the_end_and_one_that_is_away_at_once() -> None:
+    fleet = Fleet()
+    pool, loop = pool_of(fleet, A), asyncio.get_running_loop()
+    for hanging, away, refused_s in (({A}, set(), HEALTH_TIMEOUT_S + PATIENT_TIMEOUT_S), (set(), {A}, 0.0)):
+        fleet.hanging, fleet.away = hanging, away
+        await asyncio.sleep(HEALTH_TTL_S)
+        begun = loop.time()
+        with pytest.raises(ProblemError, match="none is ready"):
+            await pool.acquire("s")
+        assert loop.time() - begun == refused_s
+
+
+@virtually
+async def test_while_another_is_well_a_slow_agent_is_not_waited_for_any_longer() -> None:
+    fleet = Fleet()
+    pool = pool_of(fleet)
+    fleet.hanging.add(A)
+    begun = asyncio.get_running_loop().time()
+    taken = [await pool.acquire(f"s{n}") for n in range(4)]
+    assert {lease.base_url for lease in taken} == {B}
+    with pytest.raises(ProblemError) as caught:
+        await pool.acquire("one too many")
+    assert caught.value.code is ErrorCode.AT_CAPACITY
+    assert asyncio.get_running_loop().time() - begun == HEALTH_TIMEOUT_S
 
 
 @virtually
