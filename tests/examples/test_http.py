@@ -14,7 +14,7 @@ from tests.examples.printed import example
 from tests.viewer import Viewer
 from tests.waiting import NEVER_S
 
-pytestmark = [pytest.mark.livekit, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.livekit
 _CALL = """
 import asyncio, pathlib, sys
 import printed

@@ -6,8 +6,6 @@ import asyncio
 import sys
 from pathlib import Path
 
-import pytest
-
 from orchestrator.tts.voices import Voices
 from tests.fakes.stage import API_KEY, stage
 from tests.fakes.tone_voice import TonePerWord
@@ -19,7 +17,6 @@ CHECKS = (
 EXAMPLES = 8
 
 
-@pytest.mark.timeout(240)
 async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
     voices = Voices("tone:one", synthesizers=[TonePerWord()])
     async with stage(voices=voices, renders_dir=tmp_path / "renders") as running:

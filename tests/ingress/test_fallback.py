@@ -7,7 +7,6 @@ import pytest
 from tests.net.inside import inside, unavailable
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 async def test_the_avatar_is_in_its_room_again_under_its_identity_and_no_word_is_lost() -> None:
     figures = await inside("tests.bench.reliability_failover:to_ingress", within_s=200, seconds=30)

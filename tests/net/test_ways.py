@@ -10,7 +10,6 @@ from tests.servers import nginx_rtmp
 pytestmark = [
     pytest.mark.livekit,
     pytest.mark.network,
-    pytest.mark.timeout(180),
     pytest.mark.skipif(bool(unavailable()), reason=unavailable()),
 ]
 

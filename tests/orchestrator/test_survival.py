@@ -17,7 +17,7 @@ from tests.orchestrator.survivors import RATE, Sender, Server, World, speech, wo
 from tests.servers.redis import redis_server
 from tests.waiting import NEVER_S, until
 
-pytestmark = [pytest.mark.livekit, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.livekit
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -146,7 +146,6 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.network
-@pytest.mark.timeout(600)
 def test_without_a_card_every_row_is_filled_or_needs_one(out: Path) -> None:
     names = [name for name in ROWS if name not in SLOW | OWN_PROCESS]
     done = called("tests.bench.gpu", "--only", ",".join(names), "--models", str(out / "tiny"))
@@ -155,13 +154,11 @@ def test_without_a_card_every_row_is_filled_or_needs_one(out: Path) -> None:
     assert len(figures) >= len(names)
 
 
-@pytest.mark.timeout(600)
 def test_a_row_is_made_in_its_own_process_and_written_down(out: Path, tmp_path: Path) -> None:
     made_alone("card", out, faces=tmp_path)
 
 
 @pytest.mark.network  # fifteen CPU seconds in processes that import torch, and no branch of the product that others do not reach
-@pytest.mark.timeout(600)
 def test_faces_are_filmed_in_a_process_of_their_own(out: Path, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "demo.png"), cv2.resize(cv2.imread(str(DEMO)), (320, 320)))
     made_alone("films", out, faces=tmp_path)

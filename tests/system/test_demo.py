@@ -13,7 +13,7 @@ from tests.bench.stack import Demo, demo
 from tests.musetalk_agent.publishers.spoken_code import heard_slots, spoken_code
 from tests.waiting import NEVER_S, until
 
-pytestmark = [pytest.mark.livekit, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.livekit
 
 
 async def _events(live_socket: object, last: str) -> list[str]:

@@ -18,7 +18,7 @@ from musetalk_tools.loadtest.report import LoadReport
 from tests.bench.stack import Demo, demo
 from tests.waiting import NEVER_S, until
 
-pytestmark = [pytest.mark.livekit, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.livekit
 
 
 DEMO_S = 5.0

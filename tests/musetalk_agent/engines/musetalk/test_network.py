@@ -115,7 +115,6 @@ def full(kind: Any, config: dict[str, Any]) -> Any:
     return module.eval().requires_grad_(False)
 
 
-@pytest.mark.timeout(600)  # 4 GB of weights are laid out, of which each shape is written once
 def test_an_eighth_of_a_frame_of_the_full_architecture() -> None:
     """850 and 84 million parameters, fp32: the fast path to one step of a byte, latents to 1e-4.
 
