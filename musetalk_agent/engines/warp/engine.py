@@ -76,7 +76,7 @@ class WarpEngine(Engine):
 
     name = "warp"
     device = "cpu"
-    fingerprint = "warp-10"
+    fingerprint = "warp-11"
     batch_sizes: Sequence[int] = (1,)
     needs_face = True
     fade_out_frames = 4

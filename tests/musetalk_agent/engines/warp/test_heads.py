@@ -210,7 +210,7 @@ def test_closing_a_smile_leaves_the_chin(tmp_path: Path) -> None:
         clip = Clip([points], [picture], engine, session)
         moved[half] = clip.chin(picture, 0) - clip.chin(clip.made(0, REST), 0)
     assert moved[0.37] <= 1
-    assert moved[0.26] >= 4
+    assert moved[0.26] >= 3
 
 
 def test_a_mouth_that_is_open_in_every_frame_is_closed_by_its_lips_more_than_by_its_chin(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_mouth_that_is_open_in_every_frame_is_closed_by_its_lips_more_than_by_
     engine, session = faces.opened_with(tmp_path, [picture] * 2, [points] * 2)
     clip = Clip([points], [picture], engine, session)
     rest = clip.made(0, REST)
-    assert 0.02 * EYES <= clip.chin(picture, 0) - clip.chin(rest, 0) <= 0.05 * EYES
+    assert 0.02 * EYES <= clip.chin(picture, 0) - clip.chin(rest, 0) <= 0.035 * EYES
     assert faces.inside_pixels(rest, points) <= 2
 
 
