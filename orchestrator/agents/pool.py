@@ -107,14 +107,17 @@ class AgentPool(Protocol):
 
 @dataclass
 class _Known:
-    """What an agent last said of itself: None where it did not answer, although it was given `waited_s` (infinite where a longer
-    wait would not help). `stale`: something has changed since it was asked.
+    """What an agent last said of itself: None where it did not answer.
+
+    `stale`: something has changed since it was asked. `slow`: it did not answer in time, and was not given longer yet; `patient`:
+    how many callers give it longer now.
     """
 
     asked_at: float = float("-inf")
-    waited_s: float = float("inf")
     health: AgentHealth | None = None
     stale: bool = True
+    slow: bool = False
+    patient: int = 0
     asking: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -135,20 +138,15 @@ class StaticAgentPool:
     ) -> AgentLease:
         lost = [url for url, at in self._lost.items() if time.monotonic() - at < LOST_S]
         healths: dict[str, AgentHealth | None] = {}
-        usable: list[AgentStatus] = []
-        there = [url for url in self._agents if url not in lost]
-        for urls, timeout_s in ((there, HEALTH_TIMEOUT_S), (lost, HEALTH_TIMEOUT_S), (self._agents, PATIENT_TIMEOUT_S)):
-            if usable and timeout_s == PATIENT_TIMEOUT_S:
-                break
-            healths |= await self._ask_all(urls, timeout_s)
-            # Nothing is awaited from here on, so that no two callers get the last place.
-            usable = [agent for agent in self._statuses(healths) if agent.usable]
-            free = [agent for agent in usable if agent.load < 1.0 and agent.base_url not in avoid]
-            if free:
-                home = self._avatars.get(avatar_id or "")
-                chosen = min(free, key=lambda agent: (agent.base_url != home, agent.load)).base_url
-                self._held[session_id] = chosen
-                return self._agents[chosen]
+        for urls in ([url for url in self._agents if url not in lost], lost):
+            healths |= await self._ask_all(urls)
+            if self._take(session_id, healths, avatar_id, avoid):
+                return self._agents[self._held[session_id]]
+        if not self._usable(healths):
+            healths |= await self._ask_all([url for url, known in self._known.items() if known.slow], patient=True)
+            if self._take(session_id, healths, avatar_id, avoid):
+                return self._agents[self._held[session_id]]
+        usable = self._usable(healths)
         if not usable:
             raise unavailable("none is ready")
         raise ProblemError(
@@ -156,6 +154,21 @@ class StaticAgentPool:
             f"All {len(usable)} agents are full{limited_by(agent.health for agent in usable)}: try again later, or stop a session.",
             retry_after_s=RETRY_AFTER_S,
         )
+
+    def _take(
+        self,
+        session_id: str,
+        healths: Mapping[str, AgentHealth | None],
+        avatar_id: str | None,
+        avoid: frozenset[str],
+    ) -> bool:
+        """Gives the session the best free place of these agents; False where none is free. Nothing is awaited, so that no two
+        callers get the last place."""
+        free = [agent for agent in self._usable(healths) if agent.load < 1.0 and agent.base_url not in avoid]
+        if free:
+            home = self._avatars.get(avatar_id or "")
+            self._held[session_id] = min(free, key=lambda agent: (agent.base_url != home, agent.load)).base_url
+        return bool(free)
 
     @asynccontextmanager
     async def borrow(self) -> AsyncIterator[AgentLease]:
@@ -184,11 +197,14 @@ class StaticAgentPool:
             known.stale = True
 
     async def status(self) -> list[AgentStatus]:
-        return self._statuses(await self._ask_all(self._agents, HEALTH_TIMEOUT_S))
+        return self._statuses(await self._ask_all(self._agents))
 
     def _statuses(self, healths: Mapping[str, AgentHealth | None]) -> list[AgentStatus]:
         held = Counter(self._held.values())
         return [AgentStatus(url, health, held[url]) for url, health in healths.items()]
+
+    def _usable(self, healths: Mapping[str, AgentHealth | None]) -> list[AgentStatus]:
+        return [agent for agent in self._statuses(healths) if agent.usable]
 
     def leases(self) -> list[AgentLease]:
         return list(self._agents.values())
@@ -202,25 +218,41 @@ class StaticAgentPool:
     async def aclose(self) -> None:
         pass
 
-    async def _ask_all(self, urls: Iterable[str], timeout_s: float) -> dict[str, AgentHealth | None]:
-        """The agents' health by their addresses; None for those that do not answer within `timeout_s`."""
+    async def _ask_all(self, urls: Iterable[str], *, patient: bool = False) -> dict[str, AgentHealth | None]:
+        """The agents' health by their addresses; None for those that do not answer in time."""
         asked = list(urls)
-        return dict(zip(asked, await asyncio.gather(*(self._ask(url, timeout_s) for url in asked)), strict=True))
+        return dict(zip(asked, await asyncio.gather(*(self._ask(url, patient) for url in asked)), strict=True))
 
-    async def _ask(self, url: str, timeout_s: float) -> AgentHealth | None:
-        """The agent's health, at most a second old, and no older than the last session that left it."""
+    async def _ask(self, url: str, patient: bool) -> AgentHealth | None:
+        """The agent's health, at most a second old, and no older than the last session that left it.
+
+        `patient`: one that was too slow is asked again and given longer. Other callers do not wait for that answer.
+        """
         known = self._known[url]
-        async with known.asking:
-            old = known.stale or time.monotonic() - known.asked_at >= HEALTH_TTL_S
-            if old or (known.health is None and known.waited_s < timeout_s):
-                known.stale = False  # before the question: what becomes stale meanwhile is asked again
-                try:
-                    known.health = await self._client.health(self._agents[url], timeout_s)
-                except ProblemError as error:
-                    known.health = None
-                    known.waited_s = timeout_s if isinstance(error, AgentFailed) else float("inf")
-                except asyncio.CancelledError:
-                    known.stale = True  # nothing was learnt
-                    raise
-                known.asked_at = time.monotonic()
+        if known.patient and not patient:
             return known.health
+        known.patient += patient
+        try:
+            async with known.asking:
+                old = known.stale or time.monotonic() - known.asked_at >= HEALTH_TTL_S
+                if old or (patient and known.slow):
+                    await self._renew(url, patient)
+                return known.health
+        finally:
+            known.patient -= patient
+
+    async def _renew(self, url: str, patient: bool) -> None:
+        known = self._known[url]
+        known.stale = False  # before the question: what becomes stale meanwhile is asked again
+        try:
+            known.health = await self._client.health(
+                self._agents[url], PATIENT_TIMEOUT_S if patient else HEALTH_TIMEOUT_S
+            )
+            known.slow = False
+        except ProblemError as error:
+            known.health = None
+            known.slow = isinstance(error, AgentFailed) and not patient
+        except asyncio.CancelledError:
+            known.stale = True  # nothing was learnt
+            raise
+        known.asked_at = time.monotonic()

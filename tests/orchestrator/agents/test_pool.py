@@ -96,7 +96,7 @@ class Clockwork:
         self.sessions = dict.fromkeys(urls, 0)
         self.asked: Counter[str] = Counter()
 
-    async def health(self, lease: AgentLease, timeout_s: float = 2.0) -> AgentHealth:
+    async def health(self, lease: AgentLease, timeout_s: float) -> AgentHealth:
         sessions = self.sessions[lease.base_url]
         self.asked[lease.base_url] += 1
         await self.answer[lease.base_url].wait()

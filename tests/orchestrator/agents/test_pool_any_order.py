@@ -64,7 +64,7 @@ class Client:
         self.fleet = fleet
         self.sessions = dict.fromkeys(fleet, 0)
 
-    async def health(self, lease: AgentLease, timeout_s: float = 2.0) -> AgentHealth:
+    async def health(self, lease: AgentLease, timeout_s: float) -> AgentHealth:
         await asyncio.sleep(0)
         agent = self.fleet[lease.base_url]
         if not agent.answers:

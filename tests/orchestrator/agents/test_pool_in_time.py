@@ -92,6 +92,36 @@ async def test_a_slow_agent_is_given_longer_before_a_session_is_refused() -> Non
 
 
 @virtually
+async def test_while_a_start_waits_for_a_slow_agent_a_look_does_not() -> None:
+    fleet, loop = Fleet(), asyncio.get_running_loop()
+    fleet.seconds = PATIENT_TIMEOUT_S - 0.5
+    pool = pool_of(fleet, A)
+    start = asyncio.create_task(pool.acquire("s"))
+    await asyncio.sleep(HEALTH_TIMEOUT_S + 2 * HEALTH_TTL_S)
+    begun = loop.time()
+    assert [status.usable for status in await pool.status()] == [False]
+    assert loop.time() == begun
+    late = asyncio.create_task(pool.acquire("another"))
+    assert (await start).base_url == (await late).base_url == A
+    assert fleet.asked == [A, A]
+    assert [status.usable for status in await pool.status()] == [True]
+
+
+@virtually
+async def test_a_start_that_is_cancelled_while_it_waits_for_a_slow_agent_hides_nothing() -> None:
+    fleet = Fleet()
+    fleet.hanging.add(A)
+    pool = pool_of(fleet, A)
+    start = asyncio.create_task(pool.acquire("s"))
+    await asyncio.sleep(HEALTH_TIMEOUT_S + 1)
+    start.cancel()
+    await asyncio.wait({start})
+    fleet.hanging.clear()
+    assert [status.usable for status in await pool.status()] == [True]
+    assert pool._held == {}
+
+
+@virtually
 async def test_one_that_hangs_is_refused_in_the_end_and_one_that_is_away_at_once() -> None:
     fleet = Fleet()
     pool, loop = pool_of(fleet, A), asyncio.get_running_loop()
