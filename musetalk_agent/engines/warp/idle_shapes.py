@@ -121,8 +121,8 @@ NEVER_SHUT = 0.5
 direction is how it is seen there. A mouth that shuts is seen shut in any direction, and may open whenever the head nods."""
 CHIN_LIFT = 0.03
 """How far the chin is lifted at most to close references, where even the most closed mouth of the clip is open so far (eye
-distances): no frame shows that chin at its rest, and the lips do the rest of the way. A chin is to be within 0.05 of the clip's own,
-where a head that turns and nods takes up to 0.02 of that; lifted further, it is seen to move."""
+distances): no frame shows that chin at its rest, and the lips do the rest of the way. A chin is to be within 0.05 of the
+clip's own, where a head that turns and nods takes up to 0.02 of that; lifted further, it is seen to move."""
 SMILE_HALF_WIDTHS = (0.31, 0.35)
 """Half widths of mouths (eye distances) that are no smile yet, and a smile for sure: its lips part without the jaw, and closing
 them leaves the chin where it is. Talkers have up to 0.30, toothy smiles 0.34 to 0.39."""
