@@ -108,14 +108,23 @@ def _download_release() -> str:
     wanted = {line.split()[1]: line.split()[0] for line in sums.splitlines() if len(line.split()) == 2}.get(name)
     if hashlib.sha256(archive).hexdigest() != wanted:
         return f"release download: the checksum of {name} is wrong"
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        member = tar.extractfile("livekit-server")
-        if member is None:
-            return "release download: no livekit-server in the archive"
-        partial = cached().with_suffix(f".{os.getpid()}")
-        partial.write_bytes(member.read())
-    partial.chmod(0o755)
-    partial.replace(cached())
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            member = tar.extractfile("livekit-server")
+            program = member.read() if member else b""
+    except (KeyError, tarfile.TarError):
+        program = b""
+    if not program:
+        return f"release download: no livekit-server in {name}"
+    partial = cached().with_suffix(f".{os.getpid()}")
+    try:
+        partial.write_bytes(program)
+        partial.chmod(0o755)
+        partial.replace(cached())
+    except OSError as error:
+        return f"release download: {error}"
+    finally:
+        partial.unlink(missing_ok=True)
     return ""
 
 
