@@ -42,10 +42,13 @@ def _check(report: LoadReport) -> None:
     assert (report.sessions.wanted, report.sessions.started, report.sessions.failed) == (2, 2, 0)
     figures, lost = report.figures, report.losses
     assert figures["start_s"].count == figures["first_picture_s"].count == 2
-    measured = ("first_picture_s", "gap_ms", "fps", "sound_ms")
-    measured += ("picture_ms",) if lost.marks_shown else ()  # a busy machine may show none of the few in time
-    assert all(figures[name].count and figures[name].max > 0 for name in measured), figures
-    assert lost.marks_said >= lost.marks_heard >= 1 and lost.marks_shown is not None and lost.packets > 0
+    assert all(figures[name].count and figures[name].max > 0 for name in ("first_picture_s", "gap_ms", "fps")), figures
+    assert lost.marks_shown is not None and lost.marks_said >= max(1, lost.marks_heard, lost.marks_shown)
+    # a busy machine may let a viewer hear or see none of the few within the second that a mark has
+    assert (lost.marks_heard, lost.marks_shown) == tuple(
+        figures[name].count if name in figures else 0 for name in ("sound_ms", "picture_ms")
+    )
+    assert lost.packets > 0
     happened = report.happened
     assert happened.utterances >= 2
     assert (
