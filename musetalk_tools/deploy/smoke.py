@@ -30,7 +30,7 @@ class SmokeFailed(Exception):
 
 @dataclass
 class SmokeReport:
-    """Figures of one session; seconds. `diagnosis` is the worst that was reported while the avatar spoke."""
+    """Figures of one session; seconds. `diagnosis` is the last that was reported while the avatar spoke."""
 
     engine: str = ""
     start_s: float = 0.0
