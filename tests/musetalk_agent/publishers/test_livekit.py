@@ -104,7 +104,8 @@ async def test_both_tracks_idle_and_speech_in_step(livekit_server: LiveKitAccess
         # bursts and flashes come once a second or so and in pairs; how exactly they meet is the bench's
         assert len([skew for skew in nearest if abs(skew) < 0.3]) >= 2
         await until(lambda: session.status().funnel[-1].count > 50)
-        assert session.diagnose().code is DiagnosisCode.OK
+        # a busy machine's engine was slow, and is so for some seconds more
+        await until(lambda: session.diagnose().code is DiagnosisCode.OK)
 
 
 async def test_video_that_nobody_subscribes_to_is_neither_drawn_nor_encoded_and_comes_back_for_who_does(
