@@ -29,7 +29,7 @@ import secrets
 import shutil
 from contextlib import suppress
 from enum import StrEnum
-from functools import cached_property
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
@@ -196,6 +196,13 @@ class RenderAction(BaseModel):
     leave: tuple[int, int, int] | None = None
 
 
+@lru_cache(maxsize=16)
+def _parts_of(starts: tuple[int, ...], frames: int, step: int) -> tuple[range, ...]:
+    """The parts of a film, in order. Not kept in the plan, whose copies may have other frames."""
+    bounds = [*starts, frames] if starts else [0, frames]
+    return tuple(range(at, min(end, at + step)) for first, end in pairwise(bounds) for at in range(first, end, step))
+
+
 class RenderPlan(BaseModel):
     """What preparation found: the avatar in the cache, the engine, the size, and how the film is cut.
 
@@ -221,11 +228,9 @@ class RenderPlan(BaseModel):
         """Frames of a part; the last one of a ticket may have fewer."""
         return PART_S * self.fps
 
-    @cached_property
-    def _parts(self) -> list[range]:
-        step = self.part_frames
-        bounds = [*self.starts, self.frames] if self.starts else [0, self.frames]
-        return [range(at, min(end, at + step)) for first, end in pairwise(bounds) for at in range(first, end, step)]
+    @property
+    def _parts(self) -> tuple[range, ...]:
+        return _parts_of(tuple(self.starts), self.frames, self.part_frames)
 
     @property
     def parts(self) -> int:

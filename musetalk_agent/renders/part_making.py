@@ -58,16 +58,7 @@ async def make_parts(
             made = folder / f".{part:06d}.{secrets.token_hex(4)}"
             try:
                 with writer(made, plan.part(part).start) as target:
-                    writing: asyncio.Future[None] | None = None
-                    for number in plan.part(part):
-                        if number % LOOK_FRAMES == 0:
-                            await may_go_on()
-                        frame = await anext(frames)
-                        if writing is not None:
-                            await writing
-                        writing = asyncio.ensure_future(asyncio.to_thread(target.write, frame))
-                    if writing is not None:
-                        await writing
+                    await _write(target, plan.part(part), frames, may_go_on)
                 made.replace(folder / f"{part:06d}.{suffix}")
             except FileNotFoundError:  # it has ended, and its parts are deleted
                 raise RenderStopped from None
@@ -75,3 +66,26 @@ async def make_parts(
                 made.unlink(missing_ok=True)
     finally:
         await frames.aclose()
+
+
+async def _write(
+    target: PartWriter,
+    numbers: range,
+    frames: AsyncGenerator[VideoFrame, None],
+    may_go_on: Callable[[], Awaitable[None]],
+) -> None:
+    """Writes a part's frames, each while the next one is made. When it ends, however it does, none is on its way."""
+    writing: asyncio.Future[None] | None = None
+    try:
+        for number in numbers:
+            if number % LOOK_FRAMES == 0:
+                await may_go_on()
+            frame = await anext(frames)
+            if writing is not None:
+                await writing
+            writing = asyncio.ensure_future(asyncio.to_thread(target.write, frame))
+        if writing is not None:
+            await writing
+    finally:
+        if writing is not None:
+            await asyncio.gather(writing, return_exceptions=True)
