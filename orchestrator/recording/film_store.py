@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -217,7 +218,8 @@ class FolderStore:
             files = [path for path in self._folder.iterdir() if path.suffix in (".mp4", ".json")]
             newest: dict[str, float] = {}
             for path in files:
-                newest[path.stem] = max(newest.get(path.stem, 0.0), path.stat().st_mtime)
+                with suppress(FileNotFoundError):  # another orchestrator deletes films in this folder, too
+                    newest[path.stem] = max(newest.get(path.stem, 0.0), path.stat().st_mtime)
             return [name for name, at in newest.items() if at < before and is_name(name)]
 
         return await self._threads.run(look)
