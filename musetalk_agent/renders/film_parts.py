@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -137,12 +137,39 @@ def part_writer(
     *,
     alpha: bool = False,
 ) -> PartWriter:
-    """A writer for a part whose first frame is number `first` of the film. `aspect` is the width of a pixel by its height; `alpha`
-    says that the film has alpha, which not every format can have.
+    """A writer for a part whose first frame is number `first` of the film. `aspect` is the width of a pixel by its height: an MP4
+    says it, and frames of the other formats are made so much wider. `alpha` says that the film has alpha, which not every format
+    can have.
     """
+    if made is not RenderFormat.MP4 and aspect != 1:  # PNG has no such field, and PyAV cannot set that of WebM
+        return _SquarePixels(part_writer(path, made, fps, first, colours, alpha=alpha), aspect)
     if made is RenderFormat.PNG:
         return _PngPart(path, first, colours)
     return _VideoPart(path, _KINDS[made], fps, colours, aspect, alpha)
+
+
+class _SquarePixels:
+    """Makes frames wider, or narrower, for a part that cannot say that its pixels are not square. Frames have no alpha."""
+
+    def __init__(self, part: PartWriter, aspect: Fraction) -> None:
+        self._part, self._aspect = part, aspect
+
+    def __enter__(self) -> _SquarePixels:
+        self._part.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._part.__exit__(kind, error, trace)
+
+    def write(self, frame: VideoFrame) -> None:
+        height, half = frame.height, max(1, round(frame.width * self._aspect / 2))
+        luma, *chroma = np.split(frame.i420, [frame.width * height, frame.width * height * 5 // 4])
+        planes = [cv2.resize(luma.reshape(height, -1), (2 * half, height))]
+        planes += [cv2.resize(plane.reshape(height // 2, -1), (half, height // 2)) for plane in chroma]
+        i420 = np.asarray(np.concatenate([plane.ravel() for plane in planes]), np.uint8)
+        self._part.write(replace(frame, i420=i420, width=2 * half))
 
 
 class _VideoPart:
