@@ -268,18 +268,22 @@ class FakeAgent:
 
     async def _play(self, session: FakeSession, socket: WebSocket) -> None:
         """Time passes; every 50 ms the agent says where it is."""
-        at = time.monotonic()
+        session.played_at = time.monotonic()
         for tick in count():
             await asyncio.sleep(0.01)
-            now = time.monotonic()
-            if not self.hung:
-                session.play((now - at) * self.pace)
-                if tick % 5 == 0:
-                    session.frames += self.shows
-                    session.reports += 1
-                    ack = session.ack().model_copy(update={"draining": self.draining})
-                    await socket.send_text(ack.model_dump_json())
-            at = now
+            self.play_on(session)
+            if not self.hung and tick % 5 == 0:
+                session.frames += self.shows
+                session.reports += 1
+                ack = session.ack().model_copy(update={"draining": self.draining})
+                await socket.send_text(ack.model_dump_json())
+
+    def play_on(self, session: FakeSession) -> None:
+        """It has played until now."""
+        now = time.monotonic()
+        if not self.hung:
+            session.play((now - session.played_at) * self.pace)
+        session.played_at = now
 
     async def _read(self, session: FakeSession, socket: WebSocket) -> None:
         taken = 0

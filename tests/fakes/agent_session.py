@@ -79,6 +79,8 @@ class FakeSession:
     """Acknowledgements that were sent because time passed."""
     resting: bool = False
     last: FakeSegment | None = None
+    played_at: float = 0.0
+    """When `play` was called last, while a connection is there."""
     mode: PublisherMode = PublisherMode.AUTO
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -30,7 +30,10 @@ class Fleet:
         return [other for other in self.agents.values() if other is not agent]
 
     async def kill(self, agent: FakeAgent) -> None:
-        """Ends its process: connections break, new ones are refused. What it did stays readable."""
+        """Ends its process, which has played until now: connections break, new ones are refused. What it did stays readable."""
+        for session in agent.sessions.values():
+            if session.sockets and agent.pace:
+                agent.play_on(session)
         (url,) = [url for url, one in self.agents.items() if one is agent]
         await self.lives[url].aclose()
 
