@@ -61,7 +61,7 @@ def test_the_way_through_a_text_goes_forward_skips_one_at_most_and_reaches_the_e
 
 @given(st.lists(st.integers(0, len(NAMES) - 1), min_size=1, max_size=10).map(lambda row: [0, *row, 0]))
 def test_what_is_heard_clearly_is_found_where_it_is(row: list[int]) -> None:
-    """Each place of the text lasts three steps, in which its class alone is heard; equal neighbours cannot be told apart."""
+    """Each place of the text lasts three steps, in which its class alone is heard; equal neighbours cannot be distinguished."""
     row = [place for k, place in enumerate(row) if k == 0 or place != row[k - 1]]
     scores = np.full((3 * len(row), len(NAMES)), -9.0)
     scores[np.arange(len(scores)), np.repeat(row, 3)] = 0.0

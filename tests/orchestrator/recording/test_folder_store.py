@@ -81,7 +81,7 @@ async def test_a_film_is_as_old_as_the_last_of_its_files(store: FolderStore, tmp
             (folder / f"{name}.{kind}").touch()
             os.utime(folder / f"{name}.{kind}", (at, at))
     (folder / "notes.txt").touch()
-    assert await store.expired(100) == ["old"], "a name that no film has is of somebody's own"
+    assert await store.expired(100) == ["old"], "what has a name that no film has is no film"
     assert sorted(await store.expired(201)) == ["ended", "grows", "old"]
 
 
