@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 
 import cv2
 import numpy as np
@@ -19,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from musetalk_agent.media_types import Pixels, VideoFrame
 from musetalk_agent.protocol.problems import ErrorCode, ProblemError
 from musetalk_agent.protocol.renders import CAPTION_SUFFIXES
-from musetalk_agent.renders.film_parts import Colours, PartWriter
+from musetalk_agent.renders.film_parts import Colours
 from musetalk_agent.renders.known_speech import FilmWord
 
 _LINE, _LINES = 42, 2
@@ -159,27 +158,6 @@ class BurnedCaptions:
             return frame
         drawn = self._drawn(self._shown[found].lines, frame.width, frame.height)
         return _laid(frame, drawn, *self._levels)
-
-
-class CaptionedPart:
-    """A part of a film that gets its captions as it is written. `first` is the number of its first frame."""
-
-    def __init__(self, part: PartWriter, captions: BurnedCaptions, first: int) -> None:
-        self._part, self._captions, self._next = part, captions, first
-
-    def __enter__(self) -> CaptionedPart:
-        self._part.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._part.__exit__(kind, error, trace)
-
-    def write(self, frame: VideoFrame) -> None:
-        """See `PartWriter.write`."""
-        self._part.write(self._captions.on(frame, self._next))
-        self._next += 1
 
 
 def font_for(letters: set[str], chosen: Path | None = None) -> Font:

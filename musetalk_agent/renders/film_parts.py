@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -142,19 +142,26 @@ def part_writer(
     can have.
     """
     if made is not RenderFormat.MP4 and aspect != 1:  # PNG has no such field, and PyAV cannot set that of WebM
-        return _SquarePixels(part_writer(path, made, fps, first, colours, alpha=alpha), aspect)
+        part = part_writer(path, made, fps, first, colours, alpha=alpha)
+        return AlteredPart(part, lambda frame, _: _square(frame, aspect), first)
     if made is RenderFormat.PNG:
         return _PngPart(path, first, colours)
     return _VideoPart(path, _KINDS[made], fps, colours, aspect, alpha)
 
 
-class _SquarePixels:
-    """Makes frames wider, or narrower, for a part that cannot say that its pixels are not square. Frames have no alpha."""
+class AlteredPart:
+    """A part whose frames are altered as they are written.
 
-    def __init__(self, part: PartWriter, aspect: Fraction) -> None:
-        self._part, self._aspect = part, aspect
+    Args:
+        part: takes the altered frames.
+        alter: given a frame and its number in the film, in the thread that writes.
+        first: number of its first frame.
+    """
 
-    def __enter__(self) -> _SquarePixels:
+    def __init__(self, part: PartWriter, alter: Callable[[VideoFrame, int], VideoFrame], first: int) -> None:
+        self._part, self._alter, self._next = part, alter, first
+
+    def __enter__(self) -> AlteredPart:
         self._part.__enter__()
         return self
 
@@ -164,12 +171,19 @@ class _SquarePixels:
         self._part.__exit__(kind, error, trace)
 
     def write(self, frame: VideoFrame) -> None:
-        height, half = frame.height, max(1, round(frame.width * self._aspect / 2))
-        luma, *chroma = np.split(frame.i420, [frame.width * height, frame.width * height * 5 // 4])
-        planes = [cv2.resize(luma.reshape(height, -1), (2 * half, height))]
-        planes += [cv2.resize(plane.reshape(height // 2, -1), (half, height // 2)) for plane in chroma]
-        i420 = np.asarray(np.concatenate([plane.ravel() for plane in planes]), np.uint8)
-        self._part.write(replace(frame, i420=i420, width=2 * half))
+        """See `PartWriter.write`."""
+        self._part.write(self._alter(frame, self._next))
+        self._next += 1
+
+
+def _square(frame: VideoFrame, aspect: Fraction) -> VideoFrame:
+    """A frame without alpha whose pixels are `aspect` times as wide as high, with square ones."""
+    height, half = frame.height, max(1, round(frame.width * aspect / 2))
+    luma, *chroma = np.split(frame.i420, [frame.width * height, frame.width * height * 5 // 4])
+    planes = [cv2.resize(luma.reshape(height, -1), (2 * half, height))]
+    planes += [cv2.resize(plane.reshape(height // 2, -1), (half, height // 2)) for plane in chroma]
+    i420 = np.asarray(np.concatenate([plane.ravel() for plane in planes]), np.uint8)
+    return replace(frame, i420=i420, width=2 * half)
 
 
 class _VideoPart:

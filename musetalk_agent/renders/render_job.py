@@ -41,13 +41,12 @@ from musetalk_agent.renders.fetching import SOUND, fetch_file
 from musetalk_agent.renders.film_actions import film_actions, mark_times, open_clips, plan_actions
 from musetalk_agent.renders.film_captions import (
     BurnedCaptions,
-    CaptionedPart,
     FilmCaption,
     captions,
     font_for,
     write_captions,
 )
-from musetalk_agent.renders.film_parts import STUDIO_601, FilmClock, PartWriter, join, part_writer
+from musetalk_agent.renders.film_parts import STUDIO_601, AlteredPart, FilmClock, PartWriter, join, part_writer
 from musetalk_agent.renders.known_speech import film_cues, film_words, find_transcript, lips_meet, word_timing
 from musetalk_agent.renders.part_making import RenderStopped, make_parts, runs, stretch_of
 from musetalk_agent.renders.sounds import FeatureSound, Sound, lengthen, write_sound
@@ -258,7 +257,7 @@ class RenderJobs:
 
         def writer(path: Path, first: int) -> PartWriter:
             part = part_writer(path, made, plan.fps, first, alpha=order.request.transparent)
-            return part if burned is None else CaptionedPart(part, burned, first)
+            return part if burned is None else AlteredPart(part, burned.on, first)
 
         try:
             await make_parts(

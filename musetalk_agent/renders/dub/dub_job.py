@@ -46,8 +46,8 @@ from musetalk_agent.renders.dub.footage_scan import LOOK_FILE, MESHES_FILE, Foot
 from musetalk_agent.renders.dub.scanning import look_at
 from musetalk_agent.renders.dub.takes import Take, takes_of, write_clips
 from musetalk_agent.renders.fetching import STEM, VIDEO, Source, fetch_file
-from musetalk_agent.renders.film_captions import BurnedCaptions, CaptionedPart
-from musetalk_agent.renders.film_parts import PartWriter, part_writer
+from musetalk_agent.renders.film_captions import BurnedCaptions
+from musetalk_agent.renders.film_parts import AlteredPart, PartWriter, part_writer
 from musetalk_agent.renders.part_making import LOOK_FRAMES, RenderStopped, make_parts, runs, stretch_of
 from musetalk_agent.renders.sounds import FeatureSound, Sound
 from musetalk_agent.renders.talking_frames import Talker, decide, first_heard
@@ -250,7 +250,7 @@ class DubJob:
 
         def writer(path: Path, first: int) -> PartWriter:
             part = part_writer(path, made, plan.fps, first, look.colours, look.aspect)
-            return part if self.burned is None else CaptionedPart(part, self.burned, first)
+            return part if self.burned is None else AlteredPart(part, self.burned.on, first)
 
         source = dub_frames(self.footage, look, actors, stretch_of(plan, run), decided)
         await make_parts(self.folder / "parts", plan, run, source, writer, made.suffix, self.may_go_on)

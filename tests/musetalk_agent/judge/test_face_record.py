@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musetalk_agent.avatars.identity import Descriptor, cosine
+from musetalk_agent.avatars.identity import Descriptor, PlainDescriber, cosine
 from musetalk_agent.judge.face_record import TIME, FaceRecord, joined
 from musetalk_agent.judge.film_scan import is_black
 
@@ -46,7 +46,7 @@ def test_a_record_is_closed_once_and_takes_no_more() -> None:
     made.close()
     assert np.array_equal(made.gradients, before)
     with pytest.raises(AssertionError):
-        made.push(np.zeros((8, 8, 3), np.uint8), np.zeros((468, 2), np.float32), 24, 1.0, None)  # type: ignore[arg-type]  # refused before
+        made.push(np.zeros((8, 8, 3), np.uint8), np.zeros((468, 2), np.float32), 24, 1.0, PlainDescriber())
 
 
 def test_a_person_of_several_shots_is_one_record_in_order_of_time() -> None:

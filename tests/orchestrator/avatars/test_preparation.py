@@ -112,6 +112,15 @@ class World:
         assert found is not None
         return found
 
+    async def held(self) -> tuple[str, asyncio.Event]:
+        """An avatar whose preparation waits at its agent, and what lets it go on."""
+        gate = asyncio.Event()
+        self.agents.answers = [gate]
+        name = self.add()
+        self.preparations.begin(name)
+        await until(lambda: self.agents.asked)
+        return name, gate
+
     async def over(self) -> None:
         """Returns when nothing is prepared any more."""
         await until(lambda: not self.preparations._running and not self.preparations._spreading)
@@ -144,12 +153,9 @@ async def test_an_avatar_is_prepared_at_one_agent_then_at_the_others(world: Worl
 
 
 async def test_progress_grows_and_is_never_more_than_all(world: World) -> None:
-    gate = asyncio.Event()
-    world.agents.answers = [gate]
-    name = world.add()
-    assert world.preparations.progress(name) == 0.0
-    world.preparations.begin(name)
-    await until(lambda: world.preparations.progress(name) == 0.5)
+    assert world.preparations.progress(avatar_id(1)) == 0.0
+    name, gate = await world.held()
+    assert world.preparations.progress(name) == 0.5
     report = world.preparations._reporter(name)
     report(0.25)
     assert world.preparations.progress(name) == 0.5, "a second attempt begins again, and what is shown does not"
@@ -170,22 +176,15 @@ async def test_one_that_is_begun_twice_is_prepared_once(world: World) -> None:
 
 
 async def test_settings_that_change_meanwhile_are_prepared_in_place_of_the_old_ones(world: World) -> None:
-    gate = asyncio.Event()
-    world.agents.answers = [gate]
-    name = world.add()
-    world.preparations.begin(name)
-    await until(lambda: world.agents.asked)
+    _, gate = await world.held()
+    before = world.record().settings
     world.add(settings=ShownSettings(background="blur"))
-    assert world.record().settings.prepared_for != AvatarRecord(**_plain()).settings.prepared_for
+    assert world.record().settings.prepared_for != before.prepared_for, "it needs a matte"
     gate.set()
     await world.over()
     assert world.record().state is AvatarState.READY
     of_first = [request.avatar_settings.background for lease, request in world.agents.asked if lease == "http://one"]
     assert [str(each) for each in of_first][-1] == "blur" and len(of_first) == 2
-
-
-def _plain() -> dict[str, Any]:
-    return {"avatar_id": avatar_id(1), "key": "ann", "name": "Ada", "created_at": 1.0}
 
 
 async def test_no_more_are_prepared_at_once_than_agents_are_asked_for(world: World) -> None:
@@ -292,23 +291,21 @@ async def test_an_avatar_from_an_address_is_copied_from_the_agent_that_fetched_i
     assert second.avatar.avatar_id == record.source
 
 
-async def test_a_copy_that_breaks_off_leaves_no_half_clip(world: World, tmp_path: Path) -> None:
+async def test_a_copy_that_breaks_off_leaves_no_half_clip(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def breaks(lease: AgentLease, clip: str) -> AsyncIterator[bytes]:
         yield b"half"
         raise ProblemError(ErrorCode.AGENT_UNAVAILABLE, "The agent went away.")
 
-    world.agents.clip = breaks  # type: ignore[method-assign]  # the agent of this test
+    monkeypatch.setattr(world.agents, "clip", breaks)
     with pytest.raises(ProblemError, match="went away"):
         await world.preparations.copy(AgentLease("http://one"), "sha256:x")
     assert [path.name for path in (tmp_path / "sources").iterdir()] == [SOURCE.removeprefix("sha256:")]
 
 
 async def test_an_avatar_that_is_deleted_meanwhile_stays_deleted(world: World) -> None:
-    gate = asyncio.Event()
-    world.agents.answers = [gate]
-    name = world.add()
-    world.preparations.begin(name)
-    await until(lambda: world.agents.asked)
+    name, gate = await world.held()
     world.folder.delete(name)
     gate.set()
     await world.over()
@@ -317,10 +314,7 @@ async def test_an_avatar_that_is_deleted_meanwhile_stays_deleted(world: World) -
 
 
 async def test_one_that_is_ended_is_not_begun_again(world: World) -> None:
-    world.agents.answers = [asyncio.Event()]
-    name = world.add()
-    world.preparations.begin(name)
-    await until(lambda: world.agents.asked)
+    name, _ = await world.held()
     world.preparations.begin(name)
     world.preparations.end(name)
     await world.over()
@@ -353,10 +347,7 @@ async def test_a_disk_that_fails_leaves_it_for_the_next_start(
 
 
 async def test_waiting_ends_with_the_preparation_or_with_its_time(world: World) -> None:
-    gate = asyncio.Event()
-    world.agents.answers = [gate]
-    name = world.add()
-    world.preparations.begin(name)
+    name, gate = await world.held()
     await world.preparations.wait(name, 0.01)
     assert world.record().state is AvatarState.PREPARING
     gate.set()
@@ -367,9 +358,7 @@ async def test_waiting_ends_with_the_preparation_or_with_its_time(world: World) 
 
 
 async def test_what_runs_ends_with_the_service(world: World) -> None:
-    world.agents.answers = [asyncio.Event()]
-    world.preparations.begin(world.add())
-    await until(lambda: world.agents.asked)
+    await world.held()
     await world.preparations.aclose()
     await world.over()
     await world.preparations.aclose()
