@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from musetalk_agent.agent_metrics import LOOP_FAILURES
+from musetalk_agent.protocol.old_python import mend_timeouts
 from musetalk_agent.protocol.retries import run_restarted
 
+mend_timeouts()  # each step of a clean-up has its time
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 

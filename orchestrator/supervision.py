@@ -6,9 +6,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from musetalk_agent.protocol.old_python import mend_timeouts
 from musetalk_agent.protocol.retries import run_restarted
 from orchestrator.metrics import Metrics
 
+mend_timeouts()  # each step of a clean-up has its time
 FIRST_BACKOFF_S = 0.5
 LAST_BACKOFF_S = 30.0
 SETTLED_S = 60.0

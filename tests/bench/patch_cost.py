@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import io
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -173,8 +171,7 @@ def older(commit: str) -> Iterator[Any]:
     path = PACKAGE.replace(".", "/")
     packed = subprocess.run(["git", "archive", commit, path], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
     with TemporaryDirectory() as folder:
-        with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-            archive.extractall(folder, filter="data")
+        subprocess.run(["tar", "-x"], cwd=folder, check=True, input=packed)
         (Path(folder) / path).rename(Path(folder) / OLD)
         copyfile(ROOT / path / SHAPES, Path(folder) / OLD / SHAPES)
         for file in (Path(folder) / OLD).glob("*.py"):
